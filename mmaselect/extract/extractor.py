@@ -1,0 +1,115 @@
+"""Image -> latent -> noisy latent -> blocks -> maps of features."""
+import torch
+from torch import nn
+
+from . import loading
+from .families import family_of
+from .latent import LatentEncoder
+from .noise import NoiseProcess, seeded_noise
+from .taps import resolve
+
+
+class FeatureExtractor(nn.Module):
+    """Features of images from the blocks of a diffusion transformer at a timestep.
+
+    Args:
+        parts (Parts): Transformer, VAE and noise process, from ``loading``.
+        taps (Sequence[tuple[int, str]]): What to read, as (block, name); see ``taps.TAPS`` for the names.
+
+    Raises:
+        ValueError: Taps that the model does not have, or parts that do not fit each other.
+    """
+
+    def __init__(self, parts, taps=((-1, 'hidden'),)):
+        super().__init__()
+        self.family = family_of(parts.transformer)
+        self.encoder = LatentEncoder(parts.vae, patch_size=self.family.patch_size, channels=self.family.in_channels)
+        self.process: NoiseProcess = parts.process
+        self.taps = resolve(taps, self.family.depth)
+
+    @classmethod
+    def from_pretrained(cls, source, taps=((-1, 'hidden'),)):
+        """An extractor of a checkpoint folder or hub id in DiTPipeline layout; see ``loading.from_pretrained``."""
+        return cls(loading.from_pretrained(source), taps)
+
+    @classmethod
+    def from_arch(cls, arch, taps=((-1, 'hidden'),)):
+        """An extractor with random weights; see ``loading.from_arch``."""
+        return cls(loading.from_arch(arch), taps)
+
+    @property
+    def channels(self):
+        """Channels of each tap, in their order."""
+        return [self.family.width] * len(self.taps)
+
+    @property
+    def token_stride(self):
+        """Image pixels per cell of a feature map."""
+        return self.encoder.token_stride
+
+    def used_parameters(self):
+        """Parameters of the transformer that the taps depend on: those that a fine-tuning trains.
+
+        Found by asking autograd on a single token, so that it holds for every family and tap.
+        """
+        parameters = [p.requires_grad_(True) for p in self.family.parameters()]
+        side = self.family.patch_size
+        latent = parameters[0].new_zeros(1, self.family.in_channels, side, side)
+        with torch.enable_grad():
+            total = sum(m.float().sum() for m in self.features(latent, 0, None))
+        grads = torch.autograd.grad(total, parameters, allow_unused=True)
+        return [p for p, grad in zip(parameters, grads, strict=True) if grad is not None]
+
+    def forward(self, images, t, noise='seeded', seed=0):
+        """Features of images.
+
+        Args:
+            images (Tensor): (B, 3, H, W) in [-1, 1].
+            t (int | Tensor): Timestep, 0 the cleanest; one for all or (B,).
+            noise (str): 'seeded' depends on the latent's shape and ``seed`` alone and is the same for every image;
+                'random' is drawn afresh from torch's global generator; 'none' only scales the clean latent.
+            seed (int): For 'seeded'.
+
+        Returns:
+            tuple[Tensor]: Per tap (B, D, h, w), one cell per ``token_stride`` pixels, rounded up.
+
+        Raises:
+            ValueError: Wrong images, timestep or kind of noise.
+        """
+        latent = self.encoder(images)  # (B, C, H/stride, W/stride)
+        if noise == 'seeded':
+            eps = seeded_noise(latent.shape[1:], seed)[None].to(latent.device)  # (1, C, H/stride, W/stride)
+        elif noise == 'random':
+            eps = torch.randn_like(latent)
+        elif noise == 'none':
+            eps = None
+        else:
+            raise ValueError(f"noise is 'seeded', 'random' or 'none', not {noise!r}")
+        return self.features(latent, t, eps)
+
+    def features(self, latent, t, noise):
+        """Features of clean latents.
+
+        Args:
+            latent (Tensor): (B, C, H, W), as ``encoder`` gives them.
+            t (int | Tensor): Timestep, 0 the cleanest; one for all or (B,).
+            noise (Tensor | None): (B or 1, C, H, W); None only scales the clean latent.
+
+        Returns:
+            tuple[Tensor]: Per tap (B, D, h, w).
+        """
+        t = torch.as_tensor(t).reshape(-1).cpu()  # (1,) or (B,); the tables of the process are on the CPU
+        if t.is_floating_point() or t.min() < 0 or t.max() >= len(self.process):
+            raise ValueError(f'timesteps are integers in [0, {len(self.process) - 1}], 0 the cleanest; got {t.tolist()}')
+        noisy = self.process.add(latent, t, noise)
+        state = self.family.embed(noisy.to(next(self.family.parameters()).dtype))
+        last = self.taps[-1][0]
+        condition = self.family.condition(self.process.model_time[t].to(latent.device), last + 1)
+        grid = [side // self.family.patch_size for side in latent.shape[-2:]]
+        maps = []
+        for index in range(last + 1):
+            wanted = [name for block, name in self.taps if block == index]
+            need = set(wanted) if index == last else {*wanted, 'hidden'}
+            taps, state = self.family.block(index, state, condition, need)
+            maps += [taps[name].transpose(1, 2).unflatten(2, grid) for name in wanted]  # (B, D, h, w)
+        return tuple(maps)

@@ -1,0 +1,79 @@
+"""DiT (Peebles and Xie 2023, arXiv:2212.09748) as diffusers' ``DiTTransformer2DModel``."""
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import get_2d_sincos_pos_embed
+from torch import nn
+
+
+@lru_cache(maxsize=32)
+def positions(width, grid, base, device, dtype):
+    """Sin-cos positions (1, h * w, D) of a grid (h, w), stretched over the ``base`` x ``base`` grid of the training."""
+    return get_2d_sincos_pos_embed(width, grid, base_size=base, output_type='pt').float()[None].to(device, dtype)
+
+
+class DiT(nn.Module):
+    """The blocks of a DiT, one at a time. See the package's docstring for the interface."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.depth = len(model.transformer_blocks)
+        self.width = model.inner_dim
+        self.patch_size = model.config.patch_size
+        self.in_channels = model.config.in_channels
+        self.heads = model.config.num_attention_heads
+
+    def _embedding(self, embedder, time):
+        """The embedding (B, D) of the time and of the null class, which LabelEmbedding keeps behind the classes."""
+        null = torch.full_like(time, self.model.config.num_embeds_ada_norm, dtype=torch.long)
+        table = embedder.class_embedder.embedding_table
+        if table.num_embeddings <= self.model.config.num_embeds_ada_norm:
+            raise ValueError('this DiT has no null class (it was trained without class dropout), so it has no unconditional '
+                             'features')
+        frequencies = embedder.time_proj(time).to(table.weight.dtype)  # (B, 256)
+        # Looked up in the table, not asked of class_embedder: in training mode that one draws random labels.
+        return F.silu(embedder.timestep_embedder(frequencies) + table(null))
+
+    def condition(self, time, blocks):
+        """The six modulations of adaLN-Zero, each (B, 1, D), for times (B,) and each of the first ``blocks`` blocks."""
+        return [block.norm1.linear(self._embedding(block.norm1.emb, time))[:, None].chunk(6, dim=-1)
+                for block in self.model.transformer_blocks[:blocks]]
+
+    def embed(self, latent):
+        patches = self.model.pos_embed.proj(latent)  # (B, D, h, w)
+        grid = tuple(patches.shape[-2:])
+        base = self.model.config.sample_size // self.patch_size
+        places = positions(self.width, grid, base, patches.device, patches.dtype)  # (1, h * w, D)
+        return patches.flatten(2).transpose(1, 2) + places  # (B, h * w, D)
+
+    def block(self, index, state, condition, need):
+        layers, attention = self.model.transformer_blocks[index], self.model.transformer_blocks[index].attn1
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = condition[index]
+        x = state  # (B, N, D)
+        modulated = layers.norm1.norm(x) * (1 + scale) + shift
+        taps = {'modulated': modulated}
+        beyond = need & {'attn', 'mlp', 'hidden'}
+        for name, project in (('query', attention.to_q), ('key', attention.to_k), ('value', attention.to_v)):
+            if name in need or beyond:
+                taps[name] = project(modulated)
+        if beyond:
+            heads = [taps[name].unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
+                     for name in ('query', 'key', 'value')]
+            mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)  # (B, N, D)
+            taps['attn'] = attention.to_out[0](mixed)
+        if need & {'mlp', 'hidden'}:
+            x = x + gate * taps['attn']
+            taps['mlp'] = layers.ff(layers.norm3(x) * (1 + mlp_scale) + mlp_shift)
+            taps['hidden'] = x + mlp_gate * taps['mlp']
+        return taps, taps.get('hidden')
+
+    def output(self, state, time, grid):
+        """The network's own prediction (B, C_out, H, W) from the last block's output."""
+        model, p = self.model, self.patch_size
+        embedding = self._embedding(model.transformer_blocks[0].norm1.emb, time)
+        shift, scale = model.proj_out_1(embedding)[:, None].chunk(2, dim=-1)
+        pixels = model.proj_out_2(model.norm_out(state) * (1 + scale) + shift)  # (B, h * w, p * p * C)
+        pixels = pixels.unflatten(1, grid).unflatten(3, (p, p, -1))  # (B, h, w, p, p, C)
+        return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, C, h * p, w * p)

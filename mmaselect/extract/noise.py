@@ -1,0 +1,83 @@
+"""The forward (noising) process of a checkpoint, on one clock for every family.
+
+Time is an integer training timestep t in [0, T): t=0 is the cleanest, t=T-1 the noisiest. What each family calls time is
+turned into this here and nowhere else.
+"""
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class NoiseProcess:
+    """x_t = signal[t] * x_0 + sigma[t] * eps, with eps of unit variance.
+
+    Args:
+        signal (Tensor): (T,) float64, the factor of the clean latent.
+        sigma (Tensor): (T,) float64, the factor of the noise: the noise level.
+        model_time (Tensor): (T,) float64, what the network is given as its time at t.
+    """
+    signal: torch.Tensor
+    sigma: torch.Tensor
+    model_time: torch.Tensor
+
+    @classmethod
+    def from_scheduler(cls, scheduler):
+        """The process of a diffusers scheduler: DDPM-like (``alphas_cumprod``) or flow matching (shifted ``sigmas``).
+
+        Flow matching mixes x_t = (1 - sigma) x_0 + sigma eps (Lipman et al. 2023, arXiv:2210.02747; SD3, arXiv:2403.03206,
+        section 3.1), with the scheduler's own static shift.
+
+        Raises:
+            ValueError: The scheduler has neither, so it does not define a noise process.
+        """
+        steps = scheduler.config.num_train_timesteps
+        if hasattr(scheduler, 'alphas_cumprod'):
+            kept = scheduler.alphas_cumprod.double()  # (T,), DDPM eq. 4 (arXiv:2006.11239)
+            return cls(kept.sqrt(), (1 - kept).sqrt(), torch.arange(steps, dtype=torch.float64))
+        if 'shift' in scheduler.config and hasattr(scheduler, 'sigmas'):
+            sigma = torch.arange(1, steps + 1, dtype=torch.float64) / steps  # the scheduler counts down, t counts up
+            shift = scheduler.config.shift
+            sigma = shift * sigma / (1 + (shift - 1) * sigma)
+            return cls(1 - sigma, sigma, sigma * steps)
+        raise ValueError(f'{type(scheduler).__name__} has neither alphas_cumprod nor shifted sigmas, so it defines no noise '
+                         'process: put a DDPM, DDIM or FlowMatchEulerDiscrete scheduler into scheduler/')
+
+    def __len__(self):
+        return len(self.sigma)
+
+    def add(self, latent, t, noise):
+        """The noisy latent at t.
+
+        Args:
+            latent (Tensor): (B, C, h, w).
+            t (Tensor): (B,) integer timesteps on the CPU, 0 the cleanest.
+            noise (Tensor | None): (B or 1, C, h, w) of unit variance; None only scales the clean latent.
+
+        Returns:
+            Tensor: (B, C, h, w), in the dtype of ``latent``.
+        """
+        signal, sigma = (table[t].to(latent)[:, None, None, None] for table in (self.signal, self.sigma))  # (B, 1, 1, 1)
+        return signal * latent if noise is None else signal * latent + sigma * noise.to(latent)
+
+    def log_snr(self, t):
+        """log(signal^2 / sigma^2) at an integer t; inf where there is no noise, -inf where there is no signal."""
+        signal, sigma = self.signal[t].item(), self.sigma[t].item()
+        if signal == 0 or sigma == 0:
+            return math.inf if sigma == 0 else -math.inf
+        return 2 * (math.log(signal) - math.log(sigma))
+
+
+def mix(*seeds):
+    """One seed from several integers, such that neighbours share nothing: the same on every machine and version."""
+    return int.from_bytes(hashlib.blake2b(repr(seeds).encode(), digest_size=8).digest(), 'big') >> 1
+
+
+def seeded_noise(shape, *seeds):
+    """Unit Gaussian noise of ``shape``, float32 on the CPU, that depends on the shape and the seeds alone.
+
+    Drawn on the CPU whatever the device, so that a GPU and a CPU see the same noise.
+    """
+    return torch.randn(shape, generator=torch.Generator().manual_seed(mix(*seeds)))

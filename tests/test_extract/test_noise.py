@@ -1,0 +1,59 @@
+import math
+
+import pytest
+import torch
+from diffusers import CMStochasticIterativeScheduler, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from mmaselect.extract import NoiseProcess, seeded_noise
+
+
+@pytest.mark.parametrize('scheduler', [DDPMScheduler(), DDIMScheduler(beta_schedule='scaled_linear', num_train_timesteps=100)])
+def test_equals_the_schedulers_own_noise(scheduler):
+    process = NoiseProcess.from_scheduler(scheduler)
+    x, eps = seeded_noise((3, 4, 2, 6), 0), seeded_noise((3, 4, 2, 6), 1)
+    t = torch.tensor([0, 17, 99])
+    torch.testing.assert_close(process.add(x, t, eps), scheduler.add_noise(x, eps, t))
+    assert len(process) == scheduler.config.num_train_timesteps
+
+
+def test_flow_matching_counts_up_with_the_schedulers_own_shift():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    process = NoiseProcess.from_scheduler(scheduler)
+    torch.testing.assert_close(process.sigma.flip(0).float(), scheduler.sigmas[:1000].cpu())
+    torch.testing.assert_close(process.model_time.flip(0).float(), scheduler.timesteps.cpu())
+    torch.testing.assert_close(process.signal, 1 - process.sigma)
+
+
+def test_zero_is_the_cleanest():
+    process = NoiseProcess.from_scheduler(DDPMScheduler())
+    assert process.sigma.diff().min() > 0
+    assert process.log_snr(0) > process.log_snr(500) > process.log_snr(999)
+    assert process.log_snr(100) == pytest.approx(2 * math.log(process.signal[100] / process.sigma[100]))
+
+
+def test_flow_matching_ends_without_signal():
+    assert NoiseProcess.from_scheduler(FlowMatchEulerDiscreteScheduler()).log_snr(999) == -math.inf
+
+
+def test_no_noise_only_scales():
+    process = NoiseProcess.from_scheduler(DDPMScheduler())
+    x = seeded_noise((1, 4, 2, 2), 0)
+    torch.testing.assert_close(process.add(x, torch.tensor([500]), None), x * process.signal[500].float())
+
+
+def test_a_scheduler_without_a_process_is_refused():
+    with pytest.raises(ValueError, match='defines no noise process'):
+        NoiseProcess.from_scheduler(CMStochasticIterativeScheduler())
+
+
+def test_noise_depends_on_shape_and_seeds_alone():
+    before = torch.get_rng_state()
+    noise = seeded_noise((4, 8, 8), 3, 7)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(noise, seeded_noise((4, 8, 8), 3, 7))
+    assert not torch.equal(noise, seeded_noise((4, 8, 8), 7, 3))
+    assert not torch.equal(noise, seeded_noise((4, 8, 8), 3, 8))
+    assert abs(seeded_noise((10000,), 0).std() - 1) < 0.05
+
+
+def test_euler_schedulers_keep_the_process_they_were_trained_with():
+    assert len(NoiseProcess.from_scheduler(EulerDiscreteScheduler())) == 1000
