@@ -1,0 +1,47 @@
+# make demo    environment, data, then the segmentation demo: sweep, training, evaluation, pictures
+# make test    environment, then the tests
+# make lint    ruff
+# make clean   removes the environment and what the demo wrote; data/ stays
+#
+# PYTHON=python3.12 make test   another Python than python3, 3.10 or newer
+# VENV=/tmp/venv make test      another folder for the environment
+# TORCH='...' make test         what pip installs first, for instance with an index of builds without CUDA
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= 'torch>=2.4' torchvision
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SCENES := data/fashion_scenes/.complete
+
+.PHONY: test demo lint clean
+.DELETE_ON_ERROR:
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+demo: $(INSTALLED) $(SCENES)
+	$(BIN)/python tools/train.py configs/dit_aselect_fashion_scenes.py
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) work_dirs build *.egg-info .pytest_cache .ruff_cache
+
+# PyTorch comes in a call of its own: onedl-mmcv is built in an environment without it, hence quickly and without compiled
+# operators, which nothing here needs. The last line is for machines without libGL, where opencv-python does not load.
+$(INSTALLED): setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo '$(PYTHON) is missing or older than 3.10: name a newer one, as in PYTHON=python3.12 make $(MAKECMDGOALS)'; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo '$(PYTHON) cannot make environments, as it lacks ensurepip: on Debian, apt-get install python3-venv'; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(TORCH)
+	$(BIN)/pip install -e '.[onedl,dev]'
+	$(BIN)/python -c 'import cv2' || { $(BIN)/pip uninstall -y opencv-python && $(BIN)/pip install opencv-python-headless; }
+	touch $@
+
+$(SCENES): tools/dataset_converters/fashion_mnist.py tools/dataset_converters/fashion_scenes.py | $(INSTALLED)
+	$(BIN)/python tools/dataset_converters/fashion_mnist.py data/fashion_mnist
+	$(BIN)/python tools/dataset_converters/fashion_scenes.py data/fashion_mnist data/fashion_scenes
+	touch $@
