@@ -104,7 +104,7 @@ class FeatureExtractor(nn.Module):
         noisy = self.process.add(latent, t, noise)
         state = self.family.embed(noisy.to(next(self.family.parameters()).dtype))
         last = self.taps[-1][0]
-        condition = self.family.condition(self.process.model_time[t].to(latent.device), last + 1)
+        condition = self.family.condition(self.process.model_time[t].to(latent.device, torch.float32), last + 1)
         grid = [side // self.family.patch_size for side in latent.shape[-2:]]
         maps = []
         for index in range(last + 1):

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+# Images of more pixels than this go through the VAE in parts: its first feature maps have the images' own size.
+CHUNK_PIXELS = 8 * 512 * 512
+
 
 class LatentEncoder(nn.Module):
     """Encodes images into the latents that a DiT was trained on; always frozen, always in evaluation mode.
@@ -63,9 +66,11 @@ class LatentEncoder(nn.Module):
         if self.vae is None:
             return images
         config = self.vae.config
+        chunk = max(1, CHUNK_PIXELS // (images.shape[-2] * images.shape[-1]))  # images at a time
         # Not under AMP: Stable Diffusion's VAEs overflow in float16.
         with torch.autocast(images.device.type, enabled=False):
-            latent = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode()  # (B, C, H/stride, W/stride)
+            latent = torch.cat([self.vae.encode(part.to(self.vae.dtype)).latent_dist.mode()
+                                for part in images.split(chunk)])  # (B, C, H/stride, W/stride)
         return (latent - (getattr(config, 'shift_factor', None) or 0)) * config.scaling_factor
 
     def _check_range(self, images):

@@ -117,8 +117,8 @@ def _load(cls, folder, part):
                          'of another shape than its config.json says') from error
     for problem in ('missing_keys', 'unexpected_keys', 'mismatched_keys'):
         if info.get(problem):
-            raise ValueError(f'{folder}/{part}: {problem.replace("_", " ")} {sorted(map(str, info[problem]))[:5]}: the weights do '
-                             'not fit the config.json beside them')
+            raise ValueError(f'{folder}/{part}: {problem.replace("_", " ")} {sorted(map(str, info[problem]))[:5]}: the weights '
+                             'do not fit the config.json beside them')
     return model
 
 

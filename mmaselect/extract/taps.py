@@ -33,7 +33,8 @@ def resolve(taps, depth):
         if name not in TAPS:
             raise ValueError(f'unknown tap {name!r}: choose one of {", ".join(TAPS)}')
         if isinstance(block, bool) or not isinstance(block, int) or not -depth <= block < depth:
-            raise ValueError(f'block {block!r} is out of range: this model has {depth} blocks, 0 to {depth - 1} or {-depth} to -1')
+            raise ValueError(f'block {block!r} is out of range: this model has {depth} blocks, 0 to {depth - 1} or {-depth} '
+                             'to -1')
         resolved.append((block % depth, name))
     if not resolved:
         raise ValueError('no taps were given: name at least one, such as [(-1, "hidden")]')

@@ -24,7 +24,7 @@ def batches_of(images, batch_size=16, rank=0, ranks=1):
 
 
 @torch.no_grad()
-def sweep(extractor, batches, *, candidates=20, score='view_consistency', seed=0, forward_batch=64, progress=False):
+def sweep(extractor, batches, *, candidates=20, score='view_consistency', seed=0, forward_batch=64, progress=None):
     """Scores every candidate timestep and picks the best.
 
     Where torch.distributed runs, each rank gives its own share of the images and all end with the same result.
@@ -37,7 +37,7 @@ def sweep(extractor, batches, *, candidates=20, score='view_consistency', seed=0
         score (str | dict | Score): See ``scores``.
         seed (int): Of noise and augmentation.
         forward_batch (int): Latents per forward pass of the transformer; several candidates share one.
-        progress (bool): Whether to show a progress bar, on the first rank.
+        progress (int | None): Images of this rank, for a progress bar on the first rank; None shows none.
 
     Returns:
         SelectionResult
@@ -55,7 +55,7 @@ def sweep(extractor, batches, *, candidates=20, score='view_consistency', seed=0
     rows = {}  # image index -> (candidates, taps) of rows (K,)
     forwards = 0
     try:
-        bar = tqdm(desc='timestep sweep', unit=' images', disable=not progress or rank > 0)
+        bar = tqdm(desc='timestep sweep', unit=' images', total=progress, disable=progress is None or rank > 0)
         for indices, images in batches:
             latents = [extractor.encoder(view) for view in _views(images, indices, score, seed)]
             noises = [torch.stack([seeded_noise(latent.shape[1:], seed, index, view) for index in indices]).to(latent.device)

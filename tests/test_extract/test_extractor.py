@@ -3,6 +3,7 @@ import time
 import pytest
 import tiny
 import torch
+
 from mmaselect.extract import TAPS, FeatureExtractor
 from mmaselect.extract.noise import seeded_noise
 
@@ -80,7 +81,8 @@ def test_a_query_stops_before_key_and_value():
     assert extractor(tiny.images(), 0)[0].shape == (2, 16, 4, 4)
 
 
-@pytest.mark.parametrize('height, width, grid', [(16, 16, (4, 4)), (8, 24, (2, 6)), (4, 4, (1, 1)), (17, 30, (5, 8)), (1, 9, (1, 3))])
+@pytest.mark.parametrize('height, width, grid', [
+    (16, 16, (4, 4)), (8, 24, (2, 6)), (4, 4, (1, 1)), (17, 30, (5, 8)), (1, 9, (1, 3))])
 def test_any_size(height, width, grid):
     feature, = tiny.extractor()(tiny.images(1, height, width), 7)
     assert feature.shape == (1, 16, *grid)
@@ -150,7 +152,8 @@ def test_used_parameters_are_those_that_get_a_gradient():
     names = {id(p): name for name, p in extractor.named_parameters()}
     used = {names[id(p)] for p in extractor.used_parameters()}
     assert any('blocks.1.attn1.to_q' in name for name in used)
-    assert not any(part in name for name in used for part in ('blocks.2', 'blocks.1.ff', 'blocks.1.attn1.to_k', 'proj_out', 'vae'))
+    unused = ('blocks.2', 'blocks.1.ff', 'blocks.1.attn1.to_k', 'proj_out', 'vae')
+    assert not any(part in name for name in used for part in unused)
 
 
 def test_a_family_without_a_null_class_is_refused():

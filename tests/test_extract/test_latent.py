@@ -2,6 +2,8 @@ import pytest
 import tiny
 import torch
 
+from mmaselect.extract import latent
+
 
 def test_latent_is_the_scaled_mode_of_the_posterior():
     encoder = tiny.extractor(dtype=torch.float64).encoder
@@ -48,3 +50,11 @@ def test_images_in_range_do_not_warn(recwarn):
 def test_a_vae_of_another_width_is_refused():
     with pytest.raises(ValueError, match='latents of 8 channels and the DiT takes 4'):
         tiny.extractor(arch=dict(tiny.ARCH, vae=dict(tiny.VAE, latent_channels=8)))
+
+
+def test_chunks_change_nothing(monkeypatch):
+    encoder = tiny.extractor(dtype=torch.float64).encoder
+    images = tiny.images(5, dtype=torch.float64)
+    whole = encoder(images)
+    monkeypatch.setattr(latent, 'CHUNK_PIXELS', 2 * 16 * 16)
+    torch.testing.assert_close(encoder(images), whole)

@@ -4,6 +4,7 @@ import shutil
 import pytest
 import tiny
 from diffusers import DDIMScheduler, DiTPipeline
+
 from mmaselect.extract import FeatureExtractor, loading
 
 
@@ -93,7 +94,8 @@ def test_a_bad_arch_is_refused(arch, message):
 
 
 def test_an_arch_is_not_changed():
-    arch = dict(transformer=dict(tiny.DIT, type='DiTTransformer2DModel'), vae=dict(tiny.VAE), scheduler=dict(num_train_timesteps=10))
+    arch = dict(transformer=dict(tiny.DIT, type='DiTTransformer2DModel'), vae=dict(tiny.VAE),
+                scheduler=dict(num_train_timesteps=10))
     before = json.dumps(arch)
     assert len(FeatureExtractor.from_arch(arch).process) == 10
     assert json.dumps(arch) == before

@@ -2,7 +2,14 @@ import math
 
 import pytest
 import torch
-from diffusers import CMStochasticIterativeScheduler, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+
 from mmaselect.extract import NoiseProcess, seeded_noise
 
 

@@ -1,4 +1,5 @@
 import pytest
+
 from mmaselect.extract import TAPS, resolve
 
 

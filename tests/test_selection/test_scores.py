@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from mmaselect.extract import seeded_noise
 from mmaselect.selection import scores
 
@@ -43,7 +44,8 @@ def test_hfr_of_white_noise_is_the_area_of_the_band():
     assert share == pytest.approx(1 - math.pi * 0.25**2 / 1, abs=0.02)  # 1 - pi (Nyquist / 2)^2 in a square of side 2 Nyquist
 
 
-@pytest.mark.parametrize('score', ['hfr', dict(type='hfr', dc=False), 'view_consistency', dict(type='view_consistency', components=None)])
+@pytest.mark.parametrize('score', [
+    'hfr', dict(type='hfr', dc=False), 'view_consistency', dict(type='view_consistency', components=None)])
 @pytest.mark.parametrize('constant', [0.0, 3.0])
 def test_constant_features_score_zero(score, constant):
     feature = torch.full((4, 3, 5, 5), constant)

@@ -5,11 +5,12 @@ import tiny
 import torch
 import torch.multiprocessing
 from diffusers import DDPMScheduler
+from torch import nn
+
 from mmaselect.extract import NoiseProcess
 from mmaselect.selection import SelectionResult, batches_of, sweep
 from mmaselect.selection.candidates import even, resolve
 from mmaselect.selection.views import augment
-from torch import nn
 
 BEST = 130
 TIMES = (0, 40, 90, BEST, 200, 400, 999)
@@ -40,7 +41,8 @@ class Planted(nn.Module):
 def colours(count=24):
     """Images of one colour each, with a little texture."""
     generator = torch.Generator().manual_seed(5)
-    return (torch.randn(count, 3, 1, 1, generator=generator) * 0.2 + 0.01 * torch.randn(count, 3, 12, 20, generator=generator)).clamp(-1, 1)
+    colour = 0.2 * torch.randn(count, 3, 1, 1, generator=generator)
+    return (colour + 0.01 * torch.randn(count, 3, 12, 20, generator=generator)).clamp(-1, 1)
 
 
 def scores_of(result):

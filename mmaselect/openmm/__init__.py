@@ -1,0 +1,15 @@
+"""Adapters that let OpenMMLab's configs use the lower floors. No maths here."""
+try:
+    import mmengine  # noqa: F401
+except ImportError as error:
+    from mmaselect import INSTALL
+    raise ImportError(INSTALL) from error
+
+from .backbone import DiTBackbone
+from .hook import AutoTimestepHook
+from .neck import AutoTimestepNeck
+from .safe_load import enable_safe_loading
+
+__all__ = ['AutoTimestepHook', 'AutoTimestepNeck', 'DiTBackbone']
+
+enable_safe_loading()

@@ -1,0 +1,96 @@
+"""AutoTimestepHook: runs the neck's policy once, before the first forward pass that needs its outcome."""
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+
+from mmaselect.registry import HOOKS
+from mmaselect.selection import sweep
+
+from .backbone import DiTBackbone
+from .images import SweepImages
+from .neck import AutoTimestepNeck
+
+
+def unwrap(model):
+    """The model inside DDP and inside test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def find(model, kind):
+    """The first module of a class in the model, or None."""
+    return next((module for module in model.modules() if isinstance(module, kind)), None)
+
+
+@HOOKS.register_module()
+class AutoTimestepHook(Hook):
+    """Chooses the timestep of a DiTBackbone by the policy of the model's AutoTimestepNeck.
+
+    It acts before training, validation and testing, after weights are loaded, and returns early where a timestep is already
+    chosen: fixed by the config, or restored from a checkpoint. Every rank looks at its share of the images and all end with
+    the same choice, which is logged, written to the work dir as timestep_selection.json and .png, and sent to the Visualizer.
+
+    Args:
+        reselect (bool): Whether to choose anew once per run although a choice is there.
+    """
+    priority = 'VERY_HIGH'
+
+    def __init__(self, reselect=False):
+        self.reselect = reselect
+
+    def before_train(self, runner):
+        self.select(runner)
+
+    def before_val(self, runner):
+        self.select(runner)
+
+    def before_test(self, runner):
+        self.select(runner)
+
+    def select(self, runner):
+        """Runs the sweep where it is due.
+
+        Returns:
+            SelectionResult | None: None where the choice was already made.
+
+        Raises:
+            ValueError: The model has no DiTBackbone, or needs a choice and has no AutoTimestepNeck.
+        """
+        model = unwrap(runner.model)
+        backbone, neck = find(model, DiTBackbone), find(model, AutoTimestepNeck)
+        if backbone is None:
+            raise ValueError('AutoTimestepHook found no DiTBackbone in the model: remove the hook or use the backbone')
+        if backbone.chosen is not None and not self.reselect:
+            return None
+        if neck is None:
+            raise ValueError("no timestep is chosen and the model has no AutoTimestepNeck, which holds the policy: add it to "
+                             "model.neck (type='mmaselect.AutoTimestepNeck'), or fix backbone.timestep")
+        size = neck.image_size or getattr(model.data_preprocessor, 'size', None)
+        if isinstance(size, int):
+            size = (size, size)
+        images = SweepImages(runner.cfg, model, neck.num_images, size, neck.policy['seed'])
+        result = sweep(backbone.extractor, images, progress=len(images), **neck.policy)
+        # EMAHook has copied the model by now, and may evaluate with the copy's buffers.
+        copies = [hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model')]
+        for chosen in (backbone, *(find(copy, DiTBackbone) for copy in copies)):
+            chosen.select(result.timestep)
+        self.reselect = False
+        runner.logger.info('%s\n%s', result.summary(), result.table())
+        self._report(runner, result)
+        return result
+
+    @master_only
+    def _report(self, runner, result):
+        path = Path(runner.work_dir) / 'timestep_selection.json'
+        result.save(path)
+        result.plot(path.with_suffix('.png'))
+        for candidate in result.candidates:
+            runner.visualizer.add_scalar(f"timestep_selection/{result.score['type']}", candidate.score, candidate.timestep)
+        canvas = FigureCanvasAgg(result.figure())
+        canvas.draw()
+        runner.visualizer.add_image('timestep_selection', np.asarray(canvas.buffer_rgba())[..., :3])

@@ -1,0 +1,120 @@
+"""The images that the sweep looks at: a seeded sample of the training set, as the model's data_preprocessor gives them."""
+import copy
+import itertools
+import random
+
+import numpy as np
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.dist import get_dist_info
+from mmengine.registry import DATASETS
+
+from mmaselect.extract.noise import mix
+
+
+class Sample(torch.utils.data.Dataset):
+    """Some items of a dataset, each (index, data), and always the same: random transforms are seeded by the index."""
+
+    def __init__(self, dataset, indices, seed):
+        self.dataset, self.indices, self.seed = dataset, indices, seed
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, position):
+        index = self.indices[position]
+        before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        seed = mix(self.seed, index) % 2**32
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            return index, self.dataset[index]
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            torch.set_rng_state(before[2])
+
+
+def dataset_config(cfg):
+    """The training set with the pipeline of validation, where there is one: its images are whole and not augmented."""
+    if cfg.get('train_dataloader') is None:
+        raise ValueError('the sweep takes its images from train_dataloader, which this config lacks: fix '
+                         'backbone.timestep or load a checkpoint that has one')
+    dataset = copy.deepcopy(cfg.train_dataloader['dataset'])
+    for loader in (cfg.get('val_dataloader'), cfg.get('test_dataloader')):
+        pipeline = loader and loader['dataset'].get('pipeline')
+        # A pipeline of test-time augmentation gives several images per item.
+        if pipeline and not any(getattr(t['type'], '__name__', t['type']).endswith('TestTimeAug') for t in pipeline):
+            _replace_pipeline(dataset, pipeline)
+            break
+    return dataset
+
+
+def _replace_pipeline(dataset, pipeline):
+    """Sets the pipeline of a dataset config, or of those that it wraps (RepeatDataset, ConcatDataset, ...)."""
+    inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
+    for wrapped in inner:
+        _replace_pipeline(wrapped, pipeline)
+    if not inner:
+        dataset['pipeline'] = copy.deepcopy(pipeline)
+
+
+def centre_crop(image, size):
+    """Cuts (C, H, W) to at most ``size`` (height, width) pixels around its middle."""
+    if size is None:
+        return image
+    top, left = (max(0, (have - want) // 2) for have, want in zip(image.shape[-2:], size, strict=True))
+    return image[:, top:top + size[0], left:left + size[1]]
+
+
+class SweepImages:
+    """This rank's share of a sample of the training images, batch by batch, as ``selection.sweep`` takes them.
+
+    The sample is drawn at random from the whole set, since many sets are sorted by class, and shared out by position: it is
+    the same for any number of ranks. The Runner's own training dataloader is left alone, for its sampler does not rewind.
+    Iterating gives (indices, images): a list of int, and (B, 3, H, W) of equal size. The length is the number of images.
+
+    Args:
+        cfg (Config): With ``train_dataloader``.
+        model (BaseModel): For its data_preprocessor.
+        num_images (int): Of all ranks; all of the set where it has fewer.
+        size (tuple[int, int] | None): Height and width in pixels that larger images are cut to.
+        seed (int): Of the sample.
+        batch_size (int): Images per batch.
+
+    Raises:
+        ValueError: The set is empty.
+    """
+
+    def __init__(self, cfg, model, num_images, size, seed, batch_size=16):
+        try:
+            self.dataset = DATASETS.build(dataset_config(cfg))
+        except ValueError as error:
+            if 'need at least one array' not in str(error):
+                raise
+            self.dataset = ()  # MMEngine's BaseDataset joins what it knows of its items, and cannot join nothing
+        if not len(self.dataset):
+            raise ValueError(f"the training set is empty: {cfg.train_dataloader['dataset'].get('data_root')} has no images where "
+                             'the config looks for them')
+        rank, ranks = get_dist_info()
+        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(seed))[:num_images]
+        self.sample = Sample(self.dataset, order.tolist()[rank::ranks], seed)
+        self.preprocess, self.size, self.seed, self.batch_size = model.data_preprocessor, size, seed, batch_size
+        self.workers = cfg.train_dataloader.get('num_workers', 0)
+
+    def __len__(self):
+        return len(self.sample)
+
+    def __iter__(self):
+        for _, group in itertools.groupby(self._prepared(), key=lambda item: item[1].shape):
+            while chunk := list(itertools.islice(group, self.batch_size)):
+                indices, images = zip(*chunk, strict=True)
+                yield list(indices), torch.stack(images)
+
+    def _prepared(self):
+        loader = torch.utils.data.DataLoader(self.sample, batch_size=None, num_workers=self.workers,
+                                             generator=torch.Generator().manual_seed(self.seed))
+        for index, data in loader:
+            batch = self.preprocess(pseudo_collate([data]), False)
+            yield index, centre_crop(batch['inputs'][0], self.size)  # (C, H, W)

@@ -1,0 +1,129 @@
+"""AutoTimestepNeck: the policy by which the timestep is chosen, and what the head gets of the features."""
+import torch
+from mmengine.model import BaseModule
+from torch import nn
+
+from mmaselect.registry import MODELS
+from mmaselect.selection import scores
+
+
+class AttentionPool(nn.Module):
+    """One trained class token attends to all cells of a map (B, D, h, w) and becomes the vector (B, D).
+
+    As the attentive probe of Context Autoencoder (arXiv:2202.03026, section 4) and CaiT's class attention.
+    """
+
+    def __init__(self, channels, heads=8):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, channels))
+        nn.init.trunc_normal_(self.token, std=0.02)
+        self.norm = nn.LayerNorm(channels)
+        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+
+    def forward(self, feature):
+        tokens = self.norm(feature.flatten(2).transpose(1, 2))  # (B, h * w, D)
+        token = self.token.expand(len(tokens), -1, -1)
+        return self.attention(token, tokens, tokens, need_weights=False)[0][:, 0]  # (B, D)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels of (B, D, h, w), without trained weights."""
+
+    def __init__(self, channels):
+        super().__init__(channels, elementwise_affine=False, eps=1e-6)
+
+    def forward(self, feature):
+        return super().forward(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def rescale(channels, factor):
+    """A level of the pyramid, (B, D, h, w) -> (B, D, factor h, factor w), as in ViTDet (arXiv:2203.16527, section 3)."""
+    up = [nn.ConvTranspose2d(channels, channels, 2, stride=2)]
+    if factor == 4:
+        # GroupNorm in place of ViTDet's LayerNorm over channels and BEiT's SyncBN: the same on one image as on many.
+        return nn.Sequential(*up, nn.GroupNorm(1, channels), nn.GELU(), nn.ConvTranspose2d(channels, channels, 2, stride=2))
+    if factor == 2:
+        return nn.Sequential(*up)
+    if factor == 1:
+        return nn.Identity()
+    if factor == 0.5:
+        return nn.MaxPool2d(2, ceil_mode=True)
+    raise ValueError(f'the pyramid scales by 4, 2, 1 or 0.5, not {factor}')
+
+
+@MODELS.register_module()
+class AutoTimestepNeck(BaseModule):
+    """Holds the whole policy of the timestep's choice, and shapes the features for the head.
+
+    The choice itself is made by ``AutoTimestepHook`` before the first forward pass, since a neck never sees images.
+
+    Args:
+        in_channels (int): Channels of each tap: the DiT's width.
+        num_taps (int): How many taps the backbone gives.
+        output (str): 'pyramid' (a level per scale, for UPerHead and the like), 'map' (the taps concatenated) or 'vector'
+            (the same, pooled, for a classifier).
+        scales (Sequence[float]): Of the pyramid's levels against the feature map, each 4, 2, 1 or 0.5. One tap feeds all
+            levels; as many taps as levels feed one each.
+        pool (str): For a vector: 'mean', or 'attention' with a trained class token.
+        num_heads (int): Of the attention pooling.
+        norm (str | None): 'layer' (over channels), 'channel' (BatchNorm without trained weights, as linear probes have) or
+            None, on each tap first.
+        candidates (int | Sequence[int]): Timesteps to try, 0 the cleanest, or how many to spread over the schedule.
+        score (str | dict): See ``mmaselect.selection.scores``.
+        num_images (int): Training images that the sweep looks at.
+        image_size (Sequence[int] | int | None): Height and width in pixels that these are cut to; by default the crop size
+            of the data_preprocessor, or no cut where it has none.
+        forward_batch (int): Latents per forward pass of the sweep.
+        seed (int): Of the choice of images, of noise and augmentation.
+        init_cfg (dict | None): MMEngine's.
+
+    Raises:
+        ValueError: An unknown output, pool, norm, scale or score, or numbers of taps and levels that do not fit.
+    """
+
+    def __init__(self, in_channels, num_taps=1, output='map', scales=(4, 2, 1, 0.5), pool='mean', num_heads=8, norm=None,
+                 candidates=20, score='view_consistency', num_images=256, image_size=None, forward_batch=64, seed=0,
+                 init_cfg=None):
+        super().__init__(init_cfg)
+        for name, value, allowed in (('output', output, ('pyramid', 'map', 'vector')), ('pool', pool, ('mean', 'attention')),
+                                     ('norm', norm, ('layer', 'channel', None))):
+            if value not in allowed:
+                raise ValueError(f'{name}={value!r}: choose one of {allowed}')
+        if output == 'pyramid' and num_taps not in (1, len(scales)):
+            raise ValueError(f'{num_taps} taps cannot feed a pyramid of {len(scales)} levels: give one tap, or one per level')
+        if num_images < 1:
+            raise ValueError(f'num_images={num_images}: the sweep needs at least one')
+        self.policy = dict(candidates=candidates, score=scores.build(score), seed=seed, forward_batch=forward_batch)
+        self.num_images, self.image_size = num_images, image_size
+        self.in_channels, self.num_taps, self.output = in_channels, num_taps, output
+        normalise = {'layer': LayerNorm2d, 'channel': lambda c: nn.BatchNorm2d(c, affine=False), None: lambda c: nn.Identity()}
+        self.norms = nn.ModuleList([normalise[norm](in_channels) for _ in range(num_taps)])
+        if output == 'pyramid':
+            self.levels = nn.ModuleList([rescale(in_channels, scale) for scale in scales])
+        if output == 'vector' and pool == 'attention':
+            self.pool = AttentionPool(in_channels * num_taps, num_heads)
+        else:
+            self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, maps):
+        """Shapes the taps for the head.
+
+        Args:
+            maps (tuple[Tensor]): Per tap (B, D, h, w).
+
+        Returns:
+            tuple[Tensor]: The levels (B, D, scale h, scale w), or one map (B, taps D, h, w), or one vector (B, taps D).
+
+        Raises:
+            ValueError: Other taps than the config says.
+        """
+        found = [m.shape[1] for m in maps]
+        if found != [self.in_channels] * self.num_taps:
+            raise ValueError(f'the backbone gives {len(found)} taps of {found} channels and the neck is set up for '
+                             f'{self.num_taps} of {self.in_channels}: set in_channels and num_taps of AutoTimestepNeck')
+        maps = [norm(m) for norm, m in zip(self.norms, maps, strict=True)]
+        if self.output == 'pyramid':
+            maps = maps * (len(self.levels) // len(maps))
+            return tuple(level(m) for level, m in zip(self.levels, maps, strict=True))
+        joined = torch.cat(maps, 1)  # (B, taps D, h, w)
+        return (self.pool(joined),) if self.output == 'vector' else (joined,)

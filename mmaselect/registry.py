@@ -1,0 +1,10 @@
+"""mmaselect's registries: children of MMEngine's, in a scope of their own, so that configs of both toolboxes find them.
+
+MMEngine imports this module by its name when a config says ``type='mmaselect.X'``.
+"""
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmaselect', locations=['mmaselect.openmm'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmaselect', locations=['mmaselect.openmm'])

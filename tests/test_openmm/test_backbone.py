@@ -1,0 +1,115 @@
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from mmengine.runner.checkpoint import load_state_dict
+
+from mmaselect.openmm import DiTBackbone
+from mmaselect.registry import MODELS
+
+
+def backbone(**options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MODELS.build(dict(type='mmaselect.DiTBackbone', arch=tiny.ARCH, **options))
+
+
+def test_without_a_choice_the_error_names_three_ways_out():
+    with pytest.raises(RuntimeError, match='timestep=.*checkpoint.*AutoTimestepHook'):
+        backbone()(tiny.images())
+
+
+def test_gives_a_map_per_tap():
+    maps = backbone(timestep=50, taps=[[0, 'query'], [-1, 'hidden']])(tiny.images(2, 12, 20))
+    assert [tuple(m.shape) for m in maps] == [(2, 16, 3, 5)] * 2
+
+
+@pytest.mark.parametrize('load', ['strict', 'mmengine'])
+def test_the_choice_travels_in_the_state_dict(load):
+    source, target = backbone(timestep=50), backbone()
+    if load == 'strict':
+        target.load_state_dict(source.state_dict())
+    else:
+        load_state_dict(target, source.state_dict(), strict=True)
+    assert target.chosen == 50
+    assert torch.equal(source(tiny.images())[0], target(tiny.images())[0])
+
+
+def test_a_fixed_timestep_beats_the_checkpoints_and_says_so():
+    target = backbone(timestep=80)
+    with pytest.warns(UserWarning, match='made at timestep 50 and the config fixes timestep=80'):
+        target.load_state_dict(backbone(timestep=50).state_dict())
+    assert target.chosen == 80
+
+
+def test_a_fixed_timestep_meets_an_undecided_checkpoint_in_silence(recwarn):
+    target = backbone(timestep=80)
+    target.load_state_dict(backbone().state_dict())
+    assert target.chosen == 80 and not recwarn.list
+
+
+def test_frozen_stays_frozen():
+    model = backbone(timestep=50).train()
+    assert model.training and not any(m.training for m in model.extractor.modules())
+    assert not any(p.requires_grad for p in model.parameters())
+    assert not model(tiny.images().requires_grad_())[0].requires_grad
+
+
+def test_fine_tuning_trains_what_is_used_and_never_the_vae():
+    model = backbone(timestep=50, frozen=False, taps=[(1, 'hidden')]).train()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    model(tiny.images())[0].square().sum().backward()
+    assert trained == {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained and not any('vae' in name or 'blocks.2' in name for name in trained)
+    assert not any(m.training for m in model.extractor.encoder.modules())
+
+
+def test_random_noise_is_random_in_training_only():
+    model = backbone(timestep=500, noise='random').train()
+    assert not torch.equal(model(tiny.images())[0], model(tiny.images())[0])
+    model.eval()
+    assert torch.equal(model(tiny.images())[0], model(tiny.images())[0])
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(arch=None), 'either pretrained'),
+    (dict(pretrained='folder', arch=tiny.ARCH), 'either pretrained'),
+    (dict(arch=tiny.ARCH, noise='white'), "not 'white'"),
+    (dict(arch=tiny.ARCH, timestep=1000), r'timestep=1000 is not in \[0, 999\]'),
+    (dict(arch=tiny.ARCH, taps=[(9, 'hidden')]), 'out of range'),
+])
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DiTBackbone(**options)
+
+
+def test_options_are_not_changed():
+    taps = [[0, 'query'], [-1, 'hidden']]
+    backbone(taps=taps)
+    assert taps == [[0, 'query'], [-1, 'hidden']]
+
+
+BLOCKED = '''
+import sys, warnings
+for name in ('mmengine', 'mmcv', 'mmseg', 'mmpretrain'):
+    sys.modules[name] = None
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == 'mmengine' else find(name, *a)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    import mmaselect.extract, mmaselect.selection
+assert any("pip install 'mmaselect[onedl]'" in str(w.message) for w in caught), caught
+try:
+    import mmaselect.openmm
+except ImportError as error:
+    assert "pip install 'mmaselect[onedl]'" in str(error)
+else:
+    raise AssertionError
+'''
+
+
+def test_the_lower_floors_need_no_openmmlab():
+    subprocess.run([sys.executable, '-c', BLOCKED], check=True)

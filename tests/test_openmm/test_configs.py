@@ -1,0 +1,92 @@
+"""Every shipped config parses, names what exists, fits together, and runs a training and a validation step."""
+import importlib.util
+import math
+
+import pytest
+import runs
+from mmengine.config import Config
+from mmengine.registry import DATASETS, HOOKS, MODELS
+
+from mmaselect.openmm import DiTBackbone
+from mmaselect.openmm.launch import nodes
+
+FILES = sorted((runs.ROOT / 'configs').glob('*.py'))
+DIT_XL_2 = dict(width=1152, depth=28)  # Peebles and Xie 2023, arXiv:2212.09748, table 1
+
+
+def pretrain_tool():
+    spec = importlib.util.spec_from_file_location('pretrain_dit', runs.ROOT / 'tools' / 'pretrain_dit.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sizes(name):
+    """Width and depth of the DiT that a config's checkpoint has."""
+    if 'fashion' not in name:
+        return DIT_XL_2
+    dit = pretrain_tool().DIT
+    return dict(width=dit['num_attention_heads'] * dit['attention_head_dim'], depth=dit['num_layers'])
+
+
+def test_none_is_forgotten_here():
+    assert sorted(runs.CONFIGS.values()) == FILES
+
+
+@pytest.mark.parametrize('name', runs.CONFIGS)
+def test_names_what_is_registered(name):
+    cfg = Config.fromfile(runs.CONFIGS[name])
+    assert cfg.model.backbone.type == 'mmaselect.DiTBackbone' and cfg.model.neck.type == 'mmaselect.AutoTimestepNeck'
+    assert [hook.type for hook in cfg.custom_hooks] == ['mmaselect.AutoTimestepHook']
+    wanted = [(MODELS, list(nodes(cfg.model))), (HOOKS, [*cfg.custom_hooks, *cfg.default_hooks.values()]),
+              (DATASETS, [loader.dataset for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader)])]
+    for registry, entries in wanted:
+        with registry.switch_scope_and_registry(cfg.default_scope) as own:
+            assert [entry.type for entry in entries if 'type' in entry and own.get(entry.type) is None] == []
+
+
+@pytest.mark.parametrize('name', runs.CONFIGS)
+def test_backbone_neck_and_head_fit(name):
+    """As shipped, that is with the sizes which the runs below replace."""
+    cfg = Config.fromfile(runs.CONFIGS[name])
+    taps, neck, model = cfg.model.backbone.taps, cfg.model.neck, cfg.model
+    width, depth = sizes(name).values()
+    assert (neck.in_channels, neck.get('num_taps', 1)) == (width, len(taps))
+    assert all(0 <= block < depth for block, _ in taps)
+    if neck.output == 'vector':
+        assert model.head.in_channels == width * len(taps)
+    else:
+        assert model.decode_head.in_channels == [width] * len(neck.scales)
+        assert not model.get('auxiliary_head') or model.auxiliary_head.in_channels == width
+
+
+@pytest.mark.parametrize('name', ['fashion_scenes', 'fashion_mnist'])
+def test_a_control_differs_in_the_weights_alone(name):
+    demo, control = (Config.fromfile(runs.CONFIGS[f'{kind}_{name}']).to_dict() for kind in ('aselect', 'random'))
+    arch = control['model']['backbone'].pop('arch')
+    assert control['model']['backbone'].pop('pretrained') is None
+    assert arch['vae'].endswith('configs/_base_/models/../../fashion_dit')
+    checkpoint = demo['model']['backbone'].pop('pretrained')
+    assert checkpoint.endswith('configs/fashion_dit')
+    expected = dict(pretrain_tool().DIT, in_channels=4, out_channels=4, sample_size=16)
+    assert arch['transformer'] == expected
+    assert demo['model'] == control['model']
+    for part in ('optim_wrapper', 'train_cfg', 'train_dataloader', 'val_dataloader', 'randomness', 'param_scheduler'):
+        assert demo[part] == control[part]
+
+
+@pytest.mark.parametrize('name', runs.CONFIGS)
+def test_trains_and_validates(name, data, tmp_path):
+    changes = ({'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1} if runs.segments(name)
+               else {'train_dataloader.batch_size': 12})
+    runner = runs.runner(name, data, tmp_path, changes)
+    runner.train()
+    assert runner.iter == 1
+    backbone = runner.model.backbone
+    assert isinstance(backbone, DiTBackbone) and backbone.chosen in (40, 150, 600)
+    assert not any(p.requires_grad for p in backbone.parameters())
+    logged = runner.message_hub.log_scalars
+    assert math.isfinite(logged['train/loss'].current())
+    assert 0 <= logged['val/mIoU' if runs.segments(name) else 'val/accuracy/top1'].current() <= 100
+    # Validation sees the validation images: in the tiny sets there are fewer.
+    assert len(runner.val_dataloader.dataset) == {'fashion_mnist': 8, 'cub': 4}.get(name.partition('_')[2], runs.VAL)

@@ -1,0 +1,363 @@
+"""The sweep runs when a choice is due, once, and at no other time; its outcome is kept and nothing else is touched."""
+import copy
+import random
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import runs
+import torch
+from mmengine.config import ConfigDict
+from PIL import Image
+
+from mmaselect.openmm import AutoTimestepHook, images
+from mmaselect.openmm import hook as module
+from mmaselect.openmm.backbone import DiTBackbone
+from mmaselect.selection import SelectionResult
+
+SEG, CLS = 'aselect_fashion_scenes', 'aselect_cub'
+
+
+def watch(patch):
+    """A list that gets 'sweep' and 'forward' as they happen."""
+    events, sweep, forward = [], module.sweep, DiTBackbone.forward
+
+    def sweeping(*args, **kwargs):
+        events.append('sweep')
+        return sweep(*args, **kwargs)
+
+    def going_forward(self, inputs):
+        events.append('forward')
+        return forward(self, inputs)
+
+    patch.setattr(module, 'sweep', sweeping)
+    patch.setattr(DiTBackbone, 'forward', going_forward)
+    return events
+
+
+@pytest.fixture
+def events(monkeypatch):
+    return watch(monkeypatch)
+
+
+def train(name, data, folder):
+    with pytest.MonkeyPatch.context() as patch:
+        events = watch(patch)
+        runner = runs.runner(name, data, folder)
+        runner.train()
+    last = folder / ('iter_2.pth' if name == SEG else 'epoch_1.pth')
+    return SimpleNamespace(runner=runner, folder=folder, events=events, checkpoint=last, chosen=runner.model.backbone.chosen)
+
+
+@pytest.fixture(scope='module')
+def trained(data, tmp_path_factory):
+    """A segmentor after two iterations and a validation."""
+    return train(SEG, data, tmp_path_factory.mktemp('seg'))
+
+
+@pytest.fixture(scope='module')
+def classifier(data, tmp_path_factory):
+    return train(CLS, data, tmp_path_factory.mktemp('cls'))
+
+
+def read(path):
+    return torch.load(path, map_location='cpu', weights_only=False)
+
+
+# Once, and before it is needed
+
+
+def test_one_sweep_before_the_first_forward(trained):
+    assert trained.events[:2] == ['sweep', 'forward'] and trained.events.count('sweep') == 1
+    assert trained.events.count('forward') == 2 + 1  # two iterations, one batch of validation
+
+
+def test_the_choice_is_written_and_kept(trained):
+    result = SelectionResult.load(trained.folder / 'timestep_selection.json')
+    assert result.timestep == trained.chosen == max(result.candidates, key=lambda c: c.score).timestep
+    assert [c.timestep for c in result.candidates] == [40, 150, 600] and result.num_images == runs.TRAIN
+    with Image.open(trained.folder / 'timestep_selection.png') as plot:
+        assert np.asarray(plot.convert('L')).std() > 1
+    assert int(read(trained.checkpoint)['state_dict']['backbone.timestep']) == trained.chosen
+
+
+def test_the_log_and_the_visualizer_have_it(trained):
+    log, = trained.folder.glob('*/*.log')
+    assert f'selected timestep t={trained.chosen} ' in log.read_text()
+    scalars = (log.parent / 'vis_data' / 'scalars.json').read_text()
+    assert scalars.count('timestep_selection/view_consistency') == 3
+    assert list((log.parent / 'vis_data' / 'vis_image').glob('timestep_selection*.png'))
+
+
+def test_training_goes_as_if_the_timestep_had_been_fixed(trained, data, tmp_path, events):
+    """So the sweep touches no random state, no weights and no statistics of the head."""
+    runner = runs.runner(SEG, data, tmp_path, {'model.backbone.timestep': trained.chosen})
+    runner.train()
+    assert 'sweep' not in events
+    expected = trained.runner.model.state_dict()
+    for key, value in runner.model.state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=0, msg=lambda text, key=key: f'{key}: {text}')
+
+
+def test_a_fixed_timestep_means_no_sweep(data, tmp_path, events):
+    runner = runs.runner(SEG, data, tmp_path, {'model.backbone.timestep': 77})
+    runner.test()
+    assert runner.model.backbone.chosen == 77 and events == ['forward']
+    assert not (tmp_path / 'timestep_selection.json').exists()
+
+
+def test_resuming_keeps_the_choice(trained, data, tmp_path, events):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    shutil.copy(trained.checkpoint, folder)
+    (folder / 'last_checkpoint').write_text(str(folder / trained.checkpoint.name))
+    # Other candidates: a second sweep could not give the same timestep.
+    changes = {'resume': True, 'train_cfg.max_iters': 4, 'train_cfg.val_interval': 4, 'model.neck.candidates': [7, 8]}
+    runner = runs.runner(SEG, data, folder, changes)
+    runner.train()
+    assert runner.iter == 4 and runner.model.backbone.chosen == trained.chosen
+    assert events == ['forward'] * 3
+    assert not (folder / 'timestep_selection.json').exists()
+
+
+def test_testing_a_checkpoint_keeps_its_choice(trained, data, tmp_path, events):
+    runner = runs.runner(SEG, data, tmp_path, {'load_from': str(trained.checkpoint), 'model.neck.candidates': [7, 8]})
+    metrics = runner.test()
+    assert runner.model.backbone.chosen == trained.chosen and events == ['forward']
+    assert metrics['mIoU'] == pytest.approx(trained.runner.message_hub.log_scalars['val/mIoU'].current())
+
+
+@pytest.mark.parametrize('loop', ['test', 'val'])
+def test_a_fresh_model_is_swept_before_it_is_evaluated(loop, data, tmp_path, events):
+    runner = runs.runner(CLS, data, tmp_path)
+    getattr(runner, loop)()
+    assert runner.model.backbone.chosen in (40, 150, 600) and events == ['sweep', 'forward']
+
+
+def test_reselect_chooses_anew_once(trained, data, tmp_path, events):
+    runner = runs.runner(SEG, data, tmp_path, {
+        'load_from': str(trained.checkpoint), 'custom_hooks.0.reselect': True, 'train_cfg.val_interval': 1,
+        'model.neck.candidates': [7, 8]})
+    runner.train()
+    assert events == ['sweep'] + ['forward'] * 4  # train, val, train, val
+    assert runner.model.backbone.chosen in (7, 8)
+    assert int(read(tmp_path / 'iter_2.pth')['state_dict']['backbone.timestep']) in (7, 8)
+
+
+# Wrapped models
+
+
+def with_tta(cfg):
+    """As the test tools of the toolboxes do for --tta."""
+    if cfg.default_scope == 'mmpretrain':
+        pipeline = cfg.test_dataloader.dataset.pipeline
+        flips = [dict(type='RandomFlip', prob=1.), dict(type='RandomFlip', prob=0.)]
+        cfg.tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
+        cfg.tta_pipeline = [*pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [pipeline[-1]]])]
+    cfg.test_dataloader.dataset.pipeline = copy.deepcopy(cfg.tta_pipeline)
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    return cfg
+
+
+@pytest.mark.parametrize('name', [SEG, CLS])
+def test_test_time_augmentation_of_a_checkpoint(name, data, tmp_path, events, request):
+    trained = request.getfixturevalue('trained' if name == SEG else 'classifier')
+    events.clear()  # of that training
+    cfg = with_tta(runs.config(name, data, tmp_path, {'load_from': str(trained.checkpoint)}))
+    runner = runs.Runner.from_cfg(cfg)
+    metrics = runner.test()
+    assert runner.model.module.backbone.chosen == trained.chosen
+    assert len(events) == 2 * len(runner.test_dataloader) and 'sweep' not in events  # both flips
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize('name', [SEG, CLS])
+def test_test_time_augmentation_of_a_fresh_model(name, data, tmp_path, events):
+    runner = runs.Runner.from_cfg(with_tta(runs.config(name, data, tmp_path)))
+    runner.test()
+    assert events == ['sweep', 'forward', 'forward']
+
+
+@pytest.mark.parametrize('options', [{}, dict(update_buffers=True), dict(begin_iter=2)], ids=str)
+def test_an_averaged_model_carries_the_choice(options, data, tmp_path, events):
+    cfg = runs.config(SEG, data, tmp_path)
+    cfg.custom_hooks.append(dict(type='EMAHook', **options))
+    runner = runs.Runner.from_cfg(cfg)
+    runner.train()
+    checkpoint, chosen = read(tmp_path / 'iter_2.pth'), runner.model.backbone.chosen
+    assert int(checkpoint['ema_state_dict']['module.backbone.timestep']) == chosen
+    assert int(checkpoint['state_dict']['backbone.timestep']) == chosen
+    events.clear()
+    cfg = runs.config(SEG, data, tmp_path / 'test', {'load_from': str(tmp_path / 'iter_2.pth')})
+    cfg.custom_hooks.append(dict(type='EMAHook', **options))
+    runner = runs.Runner.from_cfg(cfg)
+    runner.test()
+    assert runner.model.backbone.chosen == chosen and events == ['forward']
+
+
+def test_an_averaged_model_gets_a_fresh_choice(data, tmp_path, events):
+    """EMAHook copies the model before the sweep, and with update_buffers evaluation sees the copy's buffers."""
+    cfg = runs.config(SEG, data, tmp_path)
+    cfg.custom_hooks.append(dict(type='EMAHook', update_buffers=True))
+    runs.Runner.from_cfg(cfg).test()
+    assert events == ['sweep', 'forward']
+
+
+# What it refuses
+
+
+def test_a_model_that_cannot_choose_says_what_to_do(data, tmp_path):
+    cfg = runs.config(CLS, data, tmp_path)
+    cfg.model.neck = dict(type='GlobalAveragePooling')
+    with pytest.raises(ValueError, match="no timestep is chosen .*add it to model.neck .*AutoTimestepNeck.*or fix backbone.timestep"):
+        runs.Runner.from_cfg(cfg).train()
+    assert not list(tmp_path.glob('timestep_selection*')) and not list(tmp_path.glob('*.pth'))
+
+
+def test_a_model_without_the_backbone_is_refused():
+    runner = SimpleNamespace(model=torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match='found no DiTBackbone'):
+        AutoTimestepHook().before_train(runner)
+
+
+def test_a_config_without_training_images_says_what_to_do(data, tmp_path):
+    runner = runs.runner(CLS, data, tmp_path, {'train_dataloader': None, 'train_cfg': None, 'optim_wrapper': None,
+                                               'param_scheduler': None})
+    with pytest.raises(ValueError, match='takes its images from train_dataloader, which this config lacks: fix'):
+        runner.test()
+
+
+def test_an_empty_training_set_is_named(data, tmp_path):
+    folder = tmp_path / 'nothing'
+    for kind in ('img_dir', 'ann_dir'):
+        (folder / kind / 'train').mkdir(parents=True)
+    runner = runs.runner(SEG, data, tmp_path / 'run', {'train_dataloader.dataset.data_root': str(folder)})
+    with pytest.raises(ValueError, match='training set is empty: .*nothing has no images'):
+        runner.test()
+    assert not list((tmp_path / 'run').glob('timestep_selection*'))
+
+
+# The images
+
+
+def sample(runner, num_images=6, size=(32, 32), seed=0):
+    """Index -> image, in the order in which the sweep gets them."""
+    batches = images.SweepImages(runner.cfg, runner.model, num_images, size, seed)
+    return {index: image for indices, stack in batches for index, image in zip(indices, stack, strict=True)}
+
+
+def states():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+def test_the_random_state_is_left_alone_also_by_random_transforms(trained, data, tmp_path):
+    runner = runs.runner(SEG, data, tmp_path)
+    runner.cfg.val_dataloader = runner.cfg.test_dataloader = None  # leaves the training pipeline, which flips
+    runner.cfg.train_dataloader.dataset.pipeline.insert(-1, dict(type='PhotoMetricDistortion'))
+    before = states()
+    AutoTimestepHook().select(runner)
+    assert states() == before
+    first = sample(runner)
+    random.seed(9)
+    np.random.seed(9)
+    torch.manual_seed(9)
+    again = sample(runner)
+    assert all(torch.equal(first[index], again[index]) for index in first)
+
+
+def test_worker_processes_give_the_same_images(trained, data, tmp_path):
+    runner = runs.runner(SEG, data, tmp_path)
+    runner.cfg.val_dataloader = runner.cfg.test_dataloader = None
+    alone = sample(runner)
+    runner.cfg.train_dataloader.num_workers = 2
+    before = states()
+    shared = sample(runner)
+    assert states() == before
+    assert list(alone) == list(shared) and all(torch.equal(alone[index], shared[index]) for index in alone)
+
+
+def test_images_are_those_of_validation_cut_to_the_crop_size(data, tmp_path):
+    runner = runs.runner('aselect_ade20k', data, tmp_path)
+    whole, cut = sample(runner, size=None), sample(runner)
+    assert len({image.shape for image in whole.values()}) > 1  # else this shows nothing
+    assert {image.shape for image in cut.values()} == {(3, 32, 32)}
+    for index, image in whole.items():
+        top, left = ((side - 32) // 2 for side in image.shape[1:])
+        assert torch.equal(cut[index], image[:, top:top + 32, left:left + 32])
+        assert image.shape[1] == 40 or image.shape[2] == 40  # the short edge that validation resizes to
+        assert -1 <= image.min() < -0.1 or 0.1 < image.max() <= 1
+
+
+def test_the_sweep_takes_the_crop_size_from_the_data_preprocessor(data, tmp_path, monkeypatch):
+    seen = []
+
+    def sweep(extractor, batches, **_):
+        seen.extend(stack.shape for _, stack in batches)
+        raise InterruptedError
+
+    monkeypatch.setattr(module, 'sweep', sweep)
+    for changes, side in (({}, 32), ({'model.neck.image_size': 24}, 24), ({'model.neck.image_size': (24, 24)}, 24)):
+        seen.clear()
+        runner = runs.runner('aselect_ade20k', data, tmp_path, changes)
+        with pytest.raises(InterruptedError):
+            runner.val()
+        assert {tuple(shape[1:]) for shape in seen} == {(3, side, side)}
+        assert sum(shape[0] for shape in seen) == runs.TRAIN
+
+
+def test_a_set_sorted_by_class_is_sampled_across_it(data, tmp_path):
+    runner = runs.runner(CLS, data, tmp_path)
+    labels = runner.build_dataloader(runner.cfg.train_dataloader).dataset.get_gt_labels()
+    assert list(labels) == sorted(labels)
+    chosen = sample(runner, num_images=6)
+    assert len({labels[index] for index in chosen}) >= 3  # the first six are of two
+    assert list(chosen) == list(sample(runner, num_images=6)) != list(sample(runner, num_images=6, seed=1))
+
+
+def test_ranks_share_the_images_of_one(data, tmp_path, monkeypatch):
+    runner = runs.runner('aselect_ade20k', data, tmp_path)
+    alone = sample(runner, num_images=5)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(images, 'get_dist_info', lambda rank=rank: (rank, 2))
+        shares.append(sample(runner, num_images=5))
+    assert sorted(map(len, shares)) == [2, 3] and not shares[0].keys() & shares[1].keys()
+    together = shares[0] | shares[1]
+    assert alone.keys() == together.keys() and all(torch.equal(alone[index], together[index]) for index in alone)
+
+
+@pytest.mark.parametrize('wrap, times', [
+    (lambda d: dict(type='RepeatDataset', times=2, dataset=d), 2),
+    (lambda d: dict(type='ConcatDataset', datasets=[d, copy.deepcopy(d)]), 2),
+    (lambda d: dict(type='ConcatDataset', datasets=[d, dict(type='RepeatDataset', times=3, dataset=copy.deepcopy(d))]), 4),
+    (lambda d: d, 1),
+], ids=['repeat', 'concat', 'both', 'plain'])
+def test_wrapped_sets_get_the_pipeline_of_validation(wrap, times, data, tmp_path):
+    runner = runs.runner(CLS, data, tmp_path)
+    plain = runner.cfg.train_dataloader.dataset
+    before = copy.deepcopy(plain.to_dict())
+    expected = list(sample(runner, num_images=100).items())
+    runner.cfg.train_dataloader.dataset = ConfigDict(wrap(plain))
+    found = sample(runner, num_images=100)
+    assert len(found) == times * len(expected)
+    count = len(expected)
+    for index, image in expected:
+        assert all(torch.equal(found[index + k * count], image) for k in range(times))
+    assert plain.to_dict() == before  # training keeps its own pipeline
+
+
+def test_a_pipeline_of_test_time_augmentation_is_passed_over(data, tmp_path):
+    cfg = with_tta(runs.config(SEG, data, tmp_path))
+    cfg.val_dataloader.dataset.pipeline = cfg.tta_pipeline
+    assert images.dataset_config(cfg).pipeline == cfg.train_dataloader.dataset.pipeline
+
+
+def test_transforms_may_be_given_as_classes(data, tmp_path):
+    """As in MMEngine's configs in pure Python style."""
+    from mmcv.transforms import LoadImageFromFile
+    runner = runs.runner(SEG, data, tmp_path)
+    expected = sample(runner)
+    runner.cfg.val_dataloader.dataset.pipeline[0] = dict(type=LoadImageFromFile)
+    found = sample(runner)
+    assert all(torch.equal(found[index], image) for index, image in expected.items())
