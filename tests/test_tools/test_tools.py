@@ -1,0 +1,422 @@
+"""The tools as users start them: one process, two, killed and resumed, and the toolboxes' own tools on our configs.
+
+Runs in processes of their own are jobs: a job returns what its tests look at, and two jobs run at a time.
+"""
+import importlib.util
+import json
+import re
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import runs
+import tiny
+import torch
+from PIL import Image
+
+from mmaselect.extract import FeatureExtractor
+from mmaselect.openmm.safe_load import load
+from mmaselect.selection import SelectionResult
+
+TOOLS = runs.ROOT / 'tools'
+TRAIN, TEST, SELECT = TOOLS / 'train.py', TOOLS / 'test.py', TOOLS / 'select_timestep.py'
+SCENES, PRETRAIN = TOOLS / 'dataset_converters' / 'fashion_scenes.py', TOOLS / 'pretrain_dit.py'
+SEG, CLS = 'aselect_fashion_scenes', 'aselect_fashion_mnist'
+JOBS = {}
+
+
+def job(function):
+    """Makes a fixture of ``function(data, folder)``, which starts other processes."""
+    JOBS[function.__name__] = function
+
+    @pytest.fixture(scope='module', name=function.__name__)
+    def outcome(jobs):
+        return jobs[function.__name__].result()
+    return outcome
+
+
+@pytest.fixture(scope='module')
+def jobs(request, data, tmp_path_factory):
+    """Name -> future, of the jobs that this session's tests ask for."""
+    wanted = [name for name in JOBS if any(name in item.fixturenames for item in request.session.items)]
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(JOBS[name], data, tmp_path_factory.mktemp(name)) for name in wanted}
+
+
+def words(name, data, **changes):
+    return runs.words({**runs.options(name, data), **{key.replace('__', '.'): value for key, value in changes.items()}})
+
+
+def chosen_in(path):
+    """The timestep that a checkpoint carries."""
+    return int(load(path)['state_dict']['backbone.timestep'])
+
+
+def last_number(output, metric):
+    return float(re.findall(rf'{metric}:? +([\d.]+)', output)[-1])
+
+
+# One process
+
+
+@job
+def segmentation(data, folder):
+    trained = runs.run(sys.executable, TRAIN, runs.CONFIGS[SEG], '--work-dir', folder, *words(SEG, data))
+    tested = runs.run(sys.executable, TEST, runs.CONFIGS[SEG], folder / 'iter_2.pth', '--work-dir', folder / 'test',
+                      '--out', folder / 'masks', '--show-dir', folder / 'shown', *words(SEG, data))
+    return SimpleNamespace(folder=folder, trained=trained, tested=tested)
+
+
+def test_training_prints_what_a_reader_wants_to_know(segmentation):
+    result = SelectionResult.load(segmentation.folder / 'timestep_selection.json')
+    closing = segmentation.trained[segmentation.trained.rindex('done'):]
+    assert f'chosen timestep: {result.timestep}' in closing
+    assert re.search(r'last evaluation: .*mIoU \d+\.\d\d', closing)
+    pictures = re.search(r'pictures: (.*)', closing)[1]
+    assert len(list(runs.Path(pictures).glob('*.png'))) >= 2  # the curve of the selection, and predictions
+    assert chosen_in(segmentation.folder / 'iter_2.pth') == result.timestep
+    assert segmentation.trained.count('selected timestep') == 1 and 'timestep sweep' in segmentation.trained
+
+
+def test_testing_gives_the_same_and_sweeps_no_more(segmentation, data):
+    assert last_number(segmentation.tested, 'mIoU') == last_number(segmentation.trained, 'mIoU:')
+    assert 'selected timestep' not in segmentation.tested
+    masks = sorted((segmentation.folder / 'masks').glob('*.png'))
+    assert [mask.name for mask in masks] == sorted(p.name for p in (data / 'fashion_scenes' / 'img_dir' / 'val').iterdir())
+    assert np.asarray(Image.open(masks[0])).shape == (32, 32)
+    assert list((segmentation.folder / 'shown').rglob('*.png'))
+
+
+def test_classification(data, tmp_path, capsys):
+    runs.run_here(TRAIN, runs.CONFIGS[CLS], '--work-dir', tmp_path, *words(CLS, data))
+    trained = capsys.readouterr().out
+    assert re.search(r'last evaluation: .*accuracy/top1 \d+\.\d\d', trained)
+    runs.run_here(TEST, runs.CONFIGS[CLS], tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 'test', '--out-item', 'metrics',
+                  '--out', tmp_path / 'metrics.json', *words(CLS, data))
+    tested = capsys.readouterr().out
+    assert last_number(tested, 'accuracy/top1') == last_number(trained, 'accuracy/top1:')
+    assert json.loads((tmp_path / 'metrics.json').read_text())['accuracy/top1'] == pytest.approx(
+        last_number(tested, 'accuracy/top1'), abs=0.01)
+    assert 'selected timestep' in trained and 'selected timestep' not in tested
+
+
+@pytest.mark.parametrize('name, metric', [(SEG, 'mIoU'), (CLS, 'accuracy/top1')])
+def test_test_time_augmentation(name, metric, data, tmp_path, capsys):
+    runs.run_here(TRAIN, runs.CONFIGS[name], '--work-dir', tmp_path, '--no-validate', *words(name, data))
+    checkpoint = (tmp_path / 'last_checkpoint').read_text()
+    capsys.readouterr()
+    runs.run_here(TEST, runs.CONFIGS[name], checkpoint, '--tta', '--work-dir', tmp_path / 'test', *words(name, data))
+    tested = capsys.readouterr().out
+    assert 0 <= last_number(tested, metric) <= 100 and 'selected timestep' not in tested
+
+
+@job
+def mmsegs_own(data, folder):
+    name = 'aselect_ade20k'
+    output = runs.run(sys.executable, tool_of('mmseg', 'train.py'), runs.CONFIGS[name], '--work-dir', folder,
+                      *words(name, data, train_cfg__max_iters=1))
+    return folder / 'iter_1.pth', output
+
+
+@job
+def mmpretrains_own(data, folder):
+    output = runs.run(sys.executable, tool_of('mmpretrain', 'train.py'), runs.CONFIGS[CLS], '--work-dir', folder,
+                      *words(CLS, data, train_dataloader__batch_size=8))
+    return folder / 'epoch_1.pth', output
+
+
+def tool_of(toolbox, name):
+    return runs.Path(importlib.util.find_spec(toolbox).origin).parent / '.mim' / 'tools' / name
+
+
+def test_mmsegs_own_tool_trains_our_config(mmsegs_own):
+    check_own(*mmsegs_own)
+
+
+def test_mmpretrains_own_tool_trains_our_config(mmpretrains_own):
+    check_own(*mmpretrains_own)
+
+
+def check_own(checkpoint, output):
+    assert f'selected timestep t={chosen_in(checkpoint)} ' in output
+    assert (checkpoint.parent / 'timestep_selection.png').stat().st_size > 1000
+
+
+# Two processes
+
+
+@job
+def distributed(data, folder):
+    """A run of two ranks, and its continuation by other candidates, which a second sweep could not ignore."""
+    config = runs.spied(SEG, folder)
+    outputs, logs = [], []
+    for index, extra in enumerate((words(SEG, data), ['--resume', *words(SEG, data, train_cfg__max_iters=4,
+                                                                           train_cfg__val_interval=4, model__neck__candidates=[7, 8])])):
+        log = folder / f'log{index}'
+        log.mkdir()
+        outputs.append(runs.run('bash', TOOLS / 'dist_train.sh', config, 2, '--work-dir', folder / 'run', *extra, SPY_LOG=str(log)))
+        logs.append([(log / f'rank{rank}.txt').read_text().split('\n')[:-1] for rank in (0, 1)])
+    return SimpleNamespace(work_dir=folder / 'run', outputs=outputs, logs=logs)
+
+
+def test_two_ranks_share_the_sweep_and_agree(distributed):
+    result = SelectionResult.load(distributed.work_dir / 'timestep_selection.json')
+    assert result.num_images == runs.TRAIN and result.forwards == runs.TRAIN * 2 * 3  # images x views x candidates
+    for events in distributed.logs[0]:
+        first = next(k for k, event in enumerate(events) if event.startswith('forward'))
+        assert events[0] == 'sweep' and events.count('sweep') == 1
+        latents = sum(int(event.split()[1]) for event in events[1:first])
+        assert latents == result.forwards / 2
+        timesteps = Counter(event for event in events if event.startswith('forward'))
+        assert timesteps == {f'forward {result.timestep}': 3}  # two iterations and a batch of validation
+    assert chosen_in(distributed.work_dir / 'iter_2.pth') == result.timestep
+    assert re.search(r'last evaluation: .*mIoU', distributed.outputs[0])
+    assert distributed.outputs[0].count('selected timestep') == 1  # one rank reports
+
+
+def test_two_ranks_resume_without_a_second_sweep(distributed):
+    result = SelectionResult.load(distributed.work_dir / 'timestep_selection.json')
+    assert [c.timestep for c in result.candidates] == [40, 150, 600]  # still the first run's
+    for events in distributed.logs[1]:
+        assert 'sweep' not in events
+        assert {event for event in events if event.startswith('forward')} == {f'forward {result.timestep}'}
+    assert chosen_in(distributed.work_dir / 'iter_4.pth') == result.timestep
+    assert 'resuming from' in distributed.outputs[1] and 'iter_2.pth' in distributed.outputs[1]
+    assert 'Iter(train) [4/4]' in distributed.outputs[1] and 'Iter(train) [2/4]' not in distributed.outputs[1]
+
+
+# Killed
+
+
+def killed(where, data, folder):
+    """What a run leaves behind that is killed there, and then how it resumes."""
+    config = runs.spied(SEG, folder)
+    arguments = [config, '--work-dir', folder / 'run',
+                 *words(SEG, data, train_cfg__max_iters=4, train_cfg__val_interval=4, default_hooks__checkpoint__interval=2,
+                        model__neck__forward_batch=12)]
+    died = runs.run(sys.executable, TRAIN, *arguments, code=-9, SPY_LOG=str(folder), SPY_KILL=where)
+    left = {path.name: path.stat().st_size for path in (folder / 'run').iterdir()}
+    (folder / 'rank0.txt').unlink()
+    resumed = runs.run(sys.executable, TRAIN, *arguments, '--resume', SPY_LOG=str(folder))
+    return SimpleNamespace(work_dir=folder / 'run', died=died, left=left, resumed=resumed,
+                           events=(folder / 'rank0.txt').read_text().split('\n'))
+
+
+@job
+def killed_in_the_sweep(data, folder):
+    return killed('sweep', data, folder)
+
+
+@job
+def killed_in_training(data, folder):
+    return killed('train', data, folder)
+
+
+@job
+def killed_while_saving(data, folder):
+    return killed('save', data, folder)
+
+
+def check_completed(run):
+    assert 'Iter(train) [4/4]' in run.resumed and 'last evaluation' in run.resumed
+    result = SelectionResult.load(run.work_dir / 'timestep_selection.json')
+    assert chosen_in(run.work_dir / 'iter_4.pth') == result.timestep
+    assert set(run.events) & {'forward -1', 'forward None'} == set()
+    assert {event for event in run.events if event.startswith('forward')} == {f'forward {result.timestep}'}
+
+
+def test_killed_in_the_sweep(killed_in_the_sweep):
+    run = killed_in_the_sweep
+    assert 'selected timestep' not in run.died
+    assert not [name for name in run.left if name.endswith(('.pth', '.json', '.png'))]
+    assert 'no whole checkpoint' in run.resumed and run.events.count('sweep') == 1
+    check_completed(run)
+
+
+def test_killed_in_training(killed_in_training):
+    run = killed_in_training
+    assert 'iter_2.pth' in run.left and 'iter_4.pth' not in run.left and 'Iter(train) [2/4]' in run.died
+    assert 'Iter(train) [3/4]' in run.resumed and 'Iter(train) [2/4]' not in run.resumed and 'sweep' not in run.events
+    check_completed(run)
+
+
+def test_killed_while_saving(killed_while_saving):
+    run = killed_while_saving
+    assert 0 < run.left['iter_4.pth'] < 0.7 * run.left['iter_2.pth']
+    assert re.search(r'skipped a checkpoint: .*iter_4\.pth is cut off', run.resumed) and 'sweep' not in run.events
+    assert 'Iter(train) [3/4]' in run.resumed
+    check_completed(run)
+
+
+def test_a_checkpoint_that_was_cut_after_it_was_named_is_passed_over(killed_in_training, data, tmp_path, capsys):
+    """As by a full disk or a crash of the machine: last_checkpoint points to it."""
+    for name in ('iter_2.pth', 'iter_4.pth'):
+        content = (killed_in_training.work_dir / name).read_bytes()
+        (tmp_path / name).write_bytes(content if name == 'iter_2.pth' else content[:-2000])
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_4.pth'))
+    chosen = chosen_in(tmp_path / 'iter_2.pth')
+    runs.run_here(TRAIN, runs.CONFIGS[SEG], '--work-dir', tmp_path, '--resume', *words(SEG, data, train_cfg__max_iters=4,
+                                                                                      train_cfg__val_interval=4))
+    printed = capsys.readouterr().out
+    assert re.search(r'skipped a checkpoint: .*iter_4\.pth', printed) and 'Iter(train) [3/4]' in printed
+    assert chosen_in(tmp_path / 'iter_4.pth') == chosen and 'selected timestep' not in printed
+
+
+# Refused
+
+
+@pytest.mark.parametrize('tool', [TRAIN, TEST, SELECT], ids=lambda path: path.stem)
+def test_a_work_dir_that_cannot_be_written_is_refused(tool, killed_in_training, data, tmp_path, capsys):
+    (tmp_path / 'file').write_text('mine')
+    checkpoint = [killed_in_training.work_dir / 'iter_2.pth'] if tool is TEST else []
+    with pytest.raises(SystemExit) as stop:
+        runs.run_here(tool, runs.CONFIGS[SEG], *checkpoint, '--work-dir', tmp_path / 'file' / 'run', *words(SEG, data))
+    assert stop.value.code == 2
+    assert re.search(r'the work dir .*file/run cannot be written \(.*\): choose another with --work-dir', capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ['file'] and (tmp_path / 'file').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('tool', [TRAIN, SELECT], ids=lambda path: path.stem)
+def test_an_empty_training_set_is_refused(tool, data, tmp_path):
+    for kind in ('img_dir', 'ann_dir'):
+        (tmp_path / 'nothing' / kind / 'train').mkdir(parents=True)
+    with pytest.raises((SystemExit, ValueError)) as caught:
+        runs.run_here(tool, runs.CONFIGS[SEG], '--work-dir', tmp_path / 'run', *words(SEG, data), '--cfg-options',
+                      f'train_dataloader.dataset.data_root={tmp_path / "nothing"}')
+    assert 'training set is empty' in str(caught.value)
+
+
+# Selection alone
+
+
+def test_selection_alone_makes_the_choice_of_training(segmentation, data, tmp_path, capsys):
+    runs.run_here(SELECT, runs.CONFIGS[SEG], '--work-dir', tmp_path, *words(SEG, data))
+    result = SelectionResult.load(tmp_path / 'timestep_selection.json')
+    assert result.candidates == SelectionResult.load(segmentation.folder / 'timestep_selection.json').candidates
+    assert result.table() in capsys.readouterr().out
+    assert (tmp_path / 'timestep_selection.png').is_file() and not list(tmp_path.glob('*.pth'))
+
+
+def test_selection_looks_at_a_checkpoint(segmentation, data, tmp_path):
+    """One with other weights of the DiT chooses by those, and anew although it carries a choice."""
+    checkpoint = load(segmentation.folder / 'iter_2.pth')
+    for name, value in checkpoint['state_dict'].items():
+        if 'proj.weight' in name:
+            value.mul_(1.5)
+    torch.save(dict(state_dict=checkpoint['state_dict']), tmp_path / 'other.pth')
+    runs.run_here(SELECT, runs.CONFIGS[SEG], '--work-dir', tmp_path, '--checkpoint', tmp_path / 'other.pth', *words(SEG, data))
+    own = SelectionResult.load(tmp_path / 'timestep_selection.json').candidates
+    assert own != SelectionResult.load(segmentation.folder / 'timestep_selection.json').candidates
+
+
+# Data
+
+
+@pytest.fixture(scope='module')
+def garments(tmp_path_factory):
+    """Fashion-MNIST's four files with one class per part: trousers to train, bags to test."""
+    folder = tmp_path_factory.mktemp('garments')
+    runs.write_fashion_mnist(folder)
+    for part, label in (('train', 1), ('t10k', 8)):
+        count = int.from_bytes((folder / f'{part}-labels-idx1-ubyte').read_bytes()[4:8], 'big')
+        runs.write_idx(folder / f'{part}-labels-idx1-ubyte', np.full(count, label, np.uint8))
+    return folder
+
+
+def scenes(source, out, **options):
+    settings = {'train': 4, 'val': 3, 'pretrain': 2, **options}
+    runs.run(sys.executable, SCENES, source, out, *(word for key, value in settings.items() for word in (f'--{key}', value)))
+    return {path.relative_to(out): np.asarray(Image.open(path)) for path in sorted(out.rglob('*.png'))}
+
+
+def test_scenes_have_mmsegs_layout_and_classes(garments, tmp_path):
+    found = scenes(garments, tmp_path)
+    assert sorted(map(str, found)) == sorted(
+        f'{kind}/{split}/{index:06d}.png' for kind in ('img_dir', 'ann_dir')
+        for split, count in (('train', 4), ('val', 3), ('pretrain', 2)) for index in range(count))
+    assert len([path for path in tmp_path.rglob('*') if path.is_file()]) == len(found)
+    seen = {split: set() for split in ('train', 'val', 'pretrain')}
+    for path, array in found.items():
+        assert array.dtype == np.uint8 and array.shape == ((64, 64, 3) if path.parts[0] == 'img_dir' else (64, 64))
+        if path.parts[0] == 'ann_dir':
+            seen[path.parts[1]] |= set(np.unique(array).tolist())
+    # Each split shows the garments of its own part alone: class 1 is trousers + background, and so on.
+    assert seen == {'train': {0, 2}, 'val': {0, 9}, 'pretrain': {0, 2}}
+
+
+def test_scenes_depend_on_the_seed_alone(garments, tmp_path):
+    first = scenes(garments, tmp_path / 'a')
+    for same in (scenes(garments, tmp_path / 'b', workers=1), scenes(garments, tmp_path / 'a')):
+        assert first.keys() == same.keys() and all(np.array_equal(first[path], same[path]) for path in first)
+    other = scenes(garments, tmp_path / 'c', seed=1)
+    assert not any(np.array_equal(first[path], other[path]) for path in first if path.parts[0] == 'img_dir')
+    train = [array for path, array in first.items() if path.parts[:2] == ('img_dir', 'train')]
+    pretrain = [array for path, array in first.items() if path.parts[:2] == ('img_dir', 'pretrain')]
+    assert not any(np.array_equal(a, b) for a in train for b in pretrain)
+
+
+def test_an_interrupted_conversion_is_completed(garments, tmp_path):
+    first = scenes(garments, tmp_path)
+    gone = tmp_path / 'ann_dir' / 'train' / '000002.png'
+    gone.unlink()
+    kept = tmp_path / 'ann_dir' / 'train' / '000001.png'
+    before = kept.stat().st_mtime_ns
+    assert all(np.array_equal(array, first[path]) for path, array in scenes(garments, tmp_path).items())
+    assert gone.is_file() and kept.stat().st_mtime_ns == before
+
+
+# Pretraining
+
+DIES = '''
+import os, runpy, signal, sys
+import torch.nn.functional as F
+last, calls, inner = int(sys.argv[1]), [], F.mse_loss
+def mse_loss(*args):
+    calls.append(1)
+    if len(calls) == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return inner(*args)
+F.mse_loss = mse_loss
+sys.argv[:] = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+'''
+
+
+@job
+def pretrained(data, folder):
+    """A run in one go, and one that is killed in the DiT's third step after its checkpoint, and goes on."""
+    steps = ['--size', 16, '--vae-steps', 2, '--vae-batch', 2, '--dit-steps', 103, '--dit-batch', 2, '--save-minutes', 0]
+    images = [data / 'fashion_scenes' / 'img_dir' / 'train', data / 'fashion_mnist' / 'train-images-idx3-ubyte']
+
+    def arguments(name):
+        return [PRETRAIN, folder / name, *images, '--work-dir', folder / f'{name}_work', *steps]
+
+    runs.run(sys.executable, *arguments('whole'))
+    runs.run(sys.executable, '-c', DIES, 102, *arguments('killed'), code=-9)
+    assert not (folder / 'killed').exists()
+    resumed = runs.run(sys.executable, *arguments('killed'))
+    return SimpleNamespace(folder=folder, resumed=resumed)
+
+
+def test_pretraining_writes_a_pipeline_that_loads(pretrained):
+    out = pretrained.folder / 'whole'
+    extractor = FeatureExtractor.from_pretrained(out)
+    feature, = extractor(tiny.images(2, 16, 24), 100)
+    assert feature.shape == (2, 128, 2, 3) and feature.isfinite().all()
+    assert json.loads((out / 'scheduler' / 'scheduler_config.json').read_text())['num_train_timesteps'] == 1000
+    for name in ('samples.png', 'loss.png'):
+        assert np.asarray(Image.open(out / name)).std() > 0
+    latents = extractor.encoder(tiny.images(64, 16, 16))
+    assert latents.std() > 0.1  # scaled to about one on the images that it was trained on
+
+
+def test_an_interrupted_pretraining_ends_as_an_uninterrupted_one(pretrained):
+    assert 'dit: goes on from step 100' in pretrained.resumed and 'vae: goes on from step 2' in pretrained.resumed
+    for part in ('transformer', 'vae'):
+        whole, killed = (pretrained.folder / name / part / 'diffusion_pytorch_model.safetensors' for name in ('whole', 'killed'))
+        assert whole.read_bytes() == killed.read_bytes()
+    whole, killed = (pretrained.folder / name / 'samples.png' for name in ('whole', 'killed'))
+    assert whole.read_bytes() == killed.read_bytes()

@@ -1,0 +1,110 @@
+"""Renders `fashion scenes`: a small real-image segmentation set made of Fashion-MNIST garments.
+
+Each scene is a 64x64 RGB image of one to four garments, scaled, mirrored, tinted and overlapping, on a textured
+background, with a mask per pixel: 0 is the background, 1 to 10 are Fashion-MNIST's classes in their order. The train
+and pretrain splits draw from Fashion-MNIST's 60,000 training garments, val from its 10,000 test garments, so no garment is
+seen in both. A scene depends on (seed, split, index) alone.
+
+    python tools/dataset_converters/fashion_scenes.py data/fashion_mnist data/fashion_scenes
+
+writes mmseg's layout, img_dir/{train,val}/*.png and ann_dir/{train,val}/*.png.
+"""
+import argparse
+import colorsys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SIZE = 64
+SPLITS = {'train': 'train', 'val': 't10k', 'pretrain': 'train'}  # split -> the part of Fashion-MNIST it draws from
+
+
+def read_idx(path):
+    """An idx file as an array of uint8, (N,) or (N, H, W). Format: http://yann.lecun.com/exdb/mnist."""
+    data = Path(path).read_bytes()
+    if data[:3] != b'\x00\x00\x08':
+        raise ValueError(f'{path} is not an idx file of bytes: it begins with {data[:4].hex()}')
+    shape = np.frombuffer(data, '>i4', count=data[3], offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+
+
+def silhouette(garment):
+    """The garment's pixels, its enclosed dark ones included, as a boolean (H, W)."""
+    canvas = Image.fromarray(np.pad((garment > 12).astype(np.uint8) * 255, 1)).copy()  # fromarray's is read-only
+    ImageDraw.floodfill(canvas, (0, 0), 128)
+    return np.asarray(canvas)[1:-1, 1:-1] != 128
+
+
+def background(rng):
+    """A textured RGB background in [0, 1], (SIZE, SIZE, 3)."""
+    cells = int(rng.integers(2, 9))
+    colours = (rng.random(3) + 0.18 * rng.standard_normal((cells, cells, 3))).clip(0, 1)
+    blobs = Image.fromarray((colours * 255).astype(np.uint8)).resize((SIZE, SIZE), Image.BICUBIC)
+    texture = np.asarray(blobs, np.float64) / 255
+    y, x = np.mgrid[:SIZE, :SIZE]
+    angle, period = rng.uniform(0, np.pi), rng.uniform(4, 20)
+    stripes = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period)
+    texture = texture + rng.uniform(0, 0.15) * stripes[..., None]
+    return (texture + 0.03 * rng.standard_normal(texture.shape)).clip(0, 1)
+
+
+def render(rng, garments, labels):
+    """One scene: image (SIZE, SIZE, 3) uint8 and mask (SIZE, SIZE) uint8."""
+    image, mask = background(rng), np.zeros((SIZE, SIZE), np.uint8)
+    for _ in range(int(rng.integers(1, 5))):
+        index = int(rng.integers(len(garments)))
+        side = int(rng.integers(22, 49))
+        left, top = (int(v) for v in rng.integers(-side // 4, SIZE - 3 * side // 4, 2))
+        colour = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.2, 0.9), rng.uniform(0.6, 1)))
+        garment = garments[index][:, ::-1] if rng.random() < 0.5 else garments[index]
+
+        def place(array, side=side, left=left, top=top):
+            layer = Image.new('L', (SIZE, SIZE))
+            layer.paste(Image.fromarray(array).resize((side, side), Image.BILINEAR), (left, top))
+            return np.asarray(layer, np.float64)[..., None] / 255
+
+        alpha = place(silhouette(garment).astype(np.uint8) * 255)
+        shade = 0.25 + 0.75 * place(np.ascontiguousarray(garment))
+        image = image * (1 - alpha) + colour * shade * alpha
+        mask[alpha[..., 0] > 0.5] = labels[index] + 1
+    return (image * 255).round().astype(np.uint8), mask
+
+
+def write(indices, source, out, split, seed):
+    """Writes the scenes of these indices; each file appears only when it is whole."""
+    part = SPLITS[split]
+    garments, labels = (read_idx(source / f'{part}-{kind}-ubyte') for kind in ('images-idx3', 'labels-idx1'))
+    for index in indices:
+        rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
+        for kind, array in zip(('img_dir', 'ann_dir'), render(rng, garments, labels), strict=True):
+            path = out / kind / split / f'{index:06d}.png'
+            if not path.exists():
+                Image.fromarray(array).save(path.with_suffix('.part'), format='png')
+                path.with_suffix('.part').replace(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('source', type=Path, help="folder with Fashion-MNIST's four idx files (see fashion_mnist.py)")
+    parser.add_argument('out', type=Path, help='folder to write')
+    parser.add_argument('--train', type=int, default=2000, help='training scenes')
+    parser.add_argument('--val', type=int, default=500, help='validation scenes')
+    parser.add_argument('--pretrain', type=int, default=0, help='scenes for pretraining without labels')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--workers', type=int, default=2)
+    args = parser.parse_args()
+    for split in SPLITS:
+        count = getattr(args, split)
+        for kind in ('img_dir', 'ann_dir'):
+            (args.out / kind / split).mkdir(parents=True, exist_ok=True)
+        job = partial(write, source=args.source, out=args.out, split=split, seed=args.seed)
+        with ProcessPoolExecutor(args.workers) as pool:
+            list(pool.map(job, [range(k, count, args.workers) for k in range(args.workers)]))
+        print(f'{count} {split} scenes in {args.out}')
+
+
+if __name__ == '__main__':
+    main()
