@@ -1,0 +1,59 @@
+"""Is it the pretraining? The demo DiT against the same architecture with random weights, under the same schedule.
+
+    python benchmarks/pretrained_vs_random.py
+
+trains and tests both on the fashion scenes (mIoU) and on Fashion-MNIST with 2,000 labels (accuracy), each with its own sweep,
+prints a table and writes benchmarks/results/pretrained_vs_random.json.
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from mmaselect.files import atomic
+
+ROOT = Path(__file__).parents[1]
+TASKS = {'fashion_scenes': 'mIoU', 'fashion_mnist': 'accuracy/top1'}
+
+
+def last_value(work_dir, metric):
+    """The metric of the newest run in a work dir, from the scalars that MMEngine writes a line each."""
+    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    values = [row[metric] for row in map(json.loads, logs[-1].read_text().splitlines()) if metric in row] if logs else []
+    if not values:
+        raise SystemExit(f'no {metric} was logged in {work_dir}')
+    return values[-1]
+
+
+def measure(kind, task, seed, work_dir):
+    subprocess.run([sys.executable, 'tools/train.py', f'configs/dit_{kind}_{task}.py', '--work-dir', str(work_dir),
+                    '--cfg-options', f'randomness.seed={seed}', f'model.neck.seed={seed}'], cwd=ROOT, check=True)
+    selection = json.loads((work_dir / 'timestep_selection.json').read_text())
+    return dict(task=task, weights={'aselect': 'pretrained', 'random': 'random'}[kind], seed=seed, metric=TASKS[task],
+                value=round(last_value(work_dir, TASKS[task]), 2), timestep=selection['timestep'],
+                sweep_seconds=round(selection['seconds'], 1))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'pretrained_vs_random')
+    args = parser.parse_args()
+    rows = [measure(kind, task, seed, args.work_dir / f'{kind}_{task}_{seed}')
+            for task in TASKS for kind in ('aselect', 'random') for seed in args.seeds]
+    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    report = dict(command=' '.join(['python', *sys.argv]), commit=commit, cores=os.cpu_count(), torch=torch.__version__,
+                  rows=rows)
+    with atomic(ROOT / 'benchmarks' / 'results' / 'pretrained_vs_random.json') as part:
+        part.write_text(json.dumps(report, indent=2) + '\n')
+    print(f'\n{"task":16}{"metric":15}{"weights":12}{"seed":>5}{"timestep":>10}{"value":>8}')
+    for row in rows:
+        print(f'{row["task"]:16}{row["metric"]:15}{row["weights"]:12}{row["seed"]:5}{row["timestep"]:10}{row["value"]:8.2f}')
+
+
+if __name__ == '__main__':
+    main()
