@@ -1,7 +1,7 @@
 # make demo    environment, data, then the segmentation demo: sweep, training, evaluation, pictures
 # make test    environment, then the tests
 # make lint    ruff
-# make clean   removes the environment and what the demo wrote; data/ stays
+# make clean   removes the environment and caches; data and results stay
 #
 # PYTHON=python3.12 make test   another Python than python3, 3.10 or newer
 # VENV=/tmp/venv make test      another folder for the environment
@@ -26,7 +26,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) work_dirs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
 
 # PyTorch comes in a call of its own: onedl-mmcv is built in an environment without it, hence quickly and without compiled
 # operators, which nothing here needs. The last line is for machines without libGL, where opencv-python does not load.

@@ -8,23 +8,28 @@ run tools/train.py on the same config, which makes the same choice, or fix it wi
 """
 from mmengine.runner import autocast
 
-from mmaselect.openmm import AutoTimestepHook
-from mmaselect.openmm.launch import build_runner, check_checkpoint, load_config, parser
+from mmaselect.openmm import AutoTimestepHook, launch
+from mmaselect.openmm.safe_load import CheckpointError
 
 
 def main():
-    options = parser(__doc__.split('\n')[0])
-    options.add_argument('--checkpoint', help='weights to load first, where the DiT was fine-tuned')
-    args = options.parse_args()
-    cfg = load_config(args)
-    cfg.load_from = args.checkpoint
-    if args.checkpoint:
-        check_checkpoint(args.checkpoint)
-    runner = build_runner(cfg)
+    parser = launch.parser(__doc__.split('\n')[0])
+    parser.add_argument('--checkpoint', help='weights to load first, where the DiT was fine-tuned')
+    args = parser.parse_args()
+    try:
+        cfg = launch.load_config(args)
+        if args.checkpoint:
+            launch.check_checkpoint(args.checkpoint)
+        cfg.load_from, cfg.resume = args.checkpoint, False
+        launch.prepare(cfg)
+    except (OSError, ValueError, CheckpointError) as error:
+        parser.error(str(error))
+    runner = launch.build_runner(cfg)
     runner.load_or_resume()
     with autocast(enabled=args.amp):
         AutoTimestepHook(reselect=True).select(runner)
-    print(f'written to {runner.work_dir}/timestep_selection.json and .png')
+    runner.logger.info(f'written to {runner.work_dir}/timestep_selection.json and .png')
+    launch.leave()
 
 
 if __name__ == '__main__':

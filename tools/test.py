@@ -46,11 +46,11 @@ def check_options(cfg, args):
 def save_predictions(cfg, out):
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
     if cfg.default_scope == 'mmseg':
-        launch.check_writable(out)
+        launch.check_writable(out, 'the folder', '--out')
         for evaluator in evaluators:
             evaluator.update(output_dir=out, keep_results=True)
     else:
-        launch.check_writable(Path(out).parent)
+        launch.check_writable(Path(out).parent, 'the folder', '--out')
         cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=out)]
 
 

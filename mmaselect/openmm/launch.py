@@ -105,15 +105,15 @@ def add_forgotten_hook(cfg):
         log('the model has an AutoTimestepNeck: custom_hooks gets the mmaselect.AutoTimestepHook that the config lacks')
 
 
-def check_writable(folder):
+def check_writable(folder, name='the work dir', option='--work-dir'):
     """Raises OSError, naming cause and remedy, where a run could not write; makes the folder otherwise."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b'0')
     except OSError as error:
-        raise OSError(f'the work dir {folder} cannot be written ({error.strerror}): choose another with --work-dir or free '
-                      'this one') from error
+        raise OSError(f'{name} {folder} cannot be written ({error.strerror}): choose another with {option} or free this '
+                      'one') from error
 
 
 def check_checkpoint(path):
@@ -182,9 +182,10 @@ def join_cpu_processes(cfg):
     os.environ.setdefault('MASTER_PORT', '29500')
     if 'OMP_NUM_THREADS' not in os.environ:
         share = (os.cpu_count() or 1) // int(os.environ.get(names[3], os.environ['WORLD_SIZE']))
-        threads = str(max(1, int(os.environ.get('SLURM_CPUS_PER_TASK', share))))
-        os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
-        torch.set_num_threads(int(threads))
+        if cfg.launcher == 'slurm':
+            share = int(os.environ.get('SLURM_CPUS_PER_TASK', share))
+        torch.set_num_threads(max(1, share))
+        os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = str(max(1, share))
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)  # seconds
     torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
     unused = cfg.get('find_unused_parameters', False)

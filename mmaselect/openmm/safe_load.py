@@ -132,7 +132,8 @@ def load(file, map_location=None, *, mmap=None, **ignored):
         BrokenCheckpointError: It is cut off, damaged or no checkpoint.
     """
     try:
-        checkpoint = _read(file, map_location=map_location, mmap=mmap)
+        # Files of torch before 1.6 are no zip archives and cannot be mapped.
+        checkpoint = _read(file, map_location=map_location, mmap=mmap and zipfile.is_zipfile(file))
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise  # not there, or not ours to read
     except Exception as error:

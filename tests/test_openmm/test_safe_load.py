@@ -108,6 +108,11 @@ def test_a_cut_file_is_broken(checkpoint, keep):
         safe_load.load(checkpoint, mmap=True)
 
 
+def test_a_file_of_an_old_torch_is_read(tmp_path):
+    torch.save(dict(w=torch.ones(2)), tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    torch.testing.assert_close(safe_load.load(tmp_path / 'old.pth', mmap=True), dict(w=torch.ones(2)))
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='absent.pth'):
         load_checkpoint(Linear(), str(tmp_path / 'absent.pth'))
