@@ -1,4 +1,6 @@
 """Shipped configs on tiny models and images: data in the datasets' own layouts, settings that make a run last a second."""
+import contextlib
+import io
 import os
 import runpy
 import struct
@@ -130,7 +132,7 @@ def model_options(name):
 
 
 def options(name, data):
-    """What to merge into the config ``name`` so that it runs on the data below ``data`` in a second, as --cfg-options takes it."""
+    """What to merge into a config so that it runs on the data below ``data`` in a second, as --cfg-options takes it."""
     dataset = name.partition('_')[2]
     common = {
         **model_options(name),
@@ -146,7 +148,7 @@ def options(name, data):
     cls = {'train_dataloader.batch_size': 4, 'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1}
     workers = {**everywhere('num_workers', 0), **everywhere('persistent_workers', False)}
     if dataset == 'fashion_scenes':
-        return {**common, **seg}
+        return {**common, **seg, 'default_hooks.visualization.interval': 1}
     if dataset == 'ade20k':
         return {
             **common, **seg, **workers,
@@ -191,18 +193,20 @@ def runner(*args, **kwargs):
 
 
 def run_here(script, *arguments):
-    """Runs a tool in this process, which spares the seconds that a new one takes to import."""
+    """Runs a tool in this process, which spares the seconds that a new one takes to import, and gives what it printed."""
     forget()
     argv, launched = sys.argv, os.environ.pop('LOCAL_RANK', None)
     sys.argv = [str(script), *map(str, arguments)]
     try:
-        runpy.run_path(str(script), run_name='__main__')
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            runpy.run_path(str(script), run_name='__main__')
     finally:
         sys.argv = argv
         os.environ.pop('LOCAL_RANK', None)  # set by the tool
         if launched:
             os.environ['LOCAL_RANK'] = launched
         forget()
+    return printed.getvalue()
 
 
 def run(*command, code=0, timeout=240, **environment):

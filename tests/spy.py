@@ -1,8 +1,8 @@
 """Imported into a tool's process by its config: notes what happens, and kills the process where the test wants it.
 
-SPY_LOG is a folder; each rank writes a line per event into its own file there: 'sweep', 'features N' for N latents through the
-DiT, 'forward T' for a batch through the backbone at timestep T. SPY_KILL is 'sweep', 'train' or 'save': the process ends itself by
-SIGKILL, which nothing can catch, in the middle of that.
+SPY_LOG is a folder; each rank writes a line per event into its own file there: 'sweep', 'features N' for N latents through
+the DiT, 'forward T' for a batch through the backbone at timestep T. SPY_KILL is 'sweep', 'train' or 'save': the process ends
+itself by SIGKILL, which nothing can catch, in the middle of that.
 """
 import os
 import signal

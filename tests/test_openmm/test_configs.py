@@ -1,9 +1,10 @@
 """Every shipped config parses, names what exists, fits together, and runs a training and a validation step."""
-import importlib.util
+import json
 import math
 
 import pytest
 import runs
+import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, MODELS
 
@@ -11,22 +12,20 @@ from mmaselect.openmm import DiTBackbone
 from mmaselect.openmm.launch import nodes
 
 FILES = sorted((runs.ROOT / 'configs').glob('*.py'))
+CHECKPOINT = runs.ROOT / 'configs' / 'fashion_dit'
 DIT_XL_2 = dict(width=1152, depth=28)  # Peebles and Xie 2023, arXiv:2212.09748, table 1
-
-
-def pretrain_tool():
-    spec = importlib.util.spec_from_file_location('pretrain_dit', runs.ROOT / 'tools' / 'pretrain_dit.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def sizes(name):
     """Width and depth of the DiT that a config's checkpoint has."""
     if 'fashion' not in name:
         return DIT_XL_2
-    dit = pretrain_tool().DIT
+    dit = shipped_dit()
     return dict(width=dit['num_attention_heads'] * dit['attention_head_dim'], depth=dit['num_layers'])
+
+
+def shipped_dit():
+    return json.loads((CHECKPOINT / 'transformer' / 'config.json').read_text())
 
 
 def test_none_is_forgotten_here():
@@ -62,17 +61,27 @@ def test_backbone_neck_and_head_fit(name):
 
 @pytest.mark.parametrize('name', ['fashion_scenes', 'fashion_mnist'])
 def test_a_control_differs_in_the_weights_alone(name):
-    demo, control = (Config.fromfile(runs.CONFIGS[f'{kind}_{name}']).to_dict() for kind in ('aselect', 'random'))
-    arch = control['model']['backbone'].pop('arch')
-    assert control['model']['backbone'].pop('pretrained') is None
-    assert arch['vae'].endswith('configs/_base_/models/../../fashion_dit')
-    checkpoint = demo['model']['backbone'].pop('pretrained')
-    assert checkpoint.endswith('configs/fashion_dit')
-    expected = dict(pretrain_tool().DIT, in_channels=4, out_channels=4, sample_size=16)
-    assert arch['transformer'] == expected
-    assert demo['model'] == control['model']
-    for part in ('optim_wrapper', 'train_cfg', 'train_dataloader', 'val_dataloader', 'randomness', 'param_scheduler'):
-        assert demo[part] == control[part]
+    demo, control = (Config.fromfile(runs.CONFIGS[f'{kind}_{name}']) for kind in ('aselect', 'random'))
+    theirs, ours = (MODELS.build(dict(cfg.model.backbone, timestep=100)).extractor for cfg in (demo, control))
+    assert dict(theirs.family.model.config).keys() == dict(ours.family.model.config).keys()
+    for key, value in shipped_dit().items():
+        assert key.startswith('_') or ours.family.model.config[key] == value, key
+    torch.testing.assert_close(theirs.encoder.state_dict(), ours.encoder.state_dict(), rtol=0, atol=0)
+    assert theirs.encoder.vae.config.scaling_factor == ours.encoder.vae.config.scaling_factor
+    assert torch.equal(theirs.process.sigma, ours.process.sigma) and theirs.taps == ours.taps
+    weights = [extractor.family.state_dict() for extractor in (theirs, ours)]
+    assert not any(torch.equal(weights[0][key], weights[1][key]) for key in weights[0] if key.endswith('to_q.weight'))
+    for cfg in (demo, control):
+        for key in ('pretrained', 'arch'):
+            cfg.model.backbone.pop(key, None)
+        cfg.pop('pretrained', None)
+        cfg.pop('random_backbone', None)
+    assert demo.to_dict() == control.to_dict()
+
+
+def test_the_shipped_checkpoint_is_small():
+    assert sum(path.stat().st_size for path in CHECKPOINT.rglob('*')) < 24e6
+    assert not [path for path in CHECKPOINT.rglob('*') if path.suffix in ('.bin', '.pth', '.pt', '.pkl', '.ckpt')]
 
 
 @pytest.mark.parametrize('name', runs.CONFIGS)
