@@ -209,7 +209,7 @@ def run_here(script, *arguments):
     return printed.getvalue()
 
 
-def run(*command, code=0, timeout=240, **environment):
+def run(*command, code=0, timeout=600, **environment):
     """Runs a tool in a process of its own and gives what it printed; it must end with ``code``."""
     path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
     env = {**os.environ, 'PYTHONPATH': path, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', **environment}

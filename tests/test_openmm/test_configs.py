@@ -63,7 +63,6 @@ def test_backbone_neck_and_head_fit(name):
 def test_a_control_differs_in_the_weights_alone(name):
     demo, control = (Config.fromfile(runs.CONFIGS[f'{kind}_{name}']) for kind in ('aselect', 'random'))
     theirs, ours = (MODELS.build(dict(cfg.model.backbone, timestep=100)).extractor for cfg in (demo, control))
-    assert dict(theirs.family.model.config).keys() == dict(ours.family.model.config).keys()
     for key, value in shipped_dit().items():
         assert key.startswith('_') or ours.family.model.config[key] == value, key
     torch.testing.assert_close(theirs.encoder.state_dict(), ours.encoder.state_dict(), rtol=0, atol=0)

@@ -430,10 +430,11 @@ def test_a_work_dir_that_cannot_be_written_is_refused(tool, killed_in_training, 
 
 
 @pytest.mark.parametrize('tool', [TRAIN, SELECT], ids=lambda path: path.stem)
-def test_an_empty_training_set_is_refused(tool, data, tmp_path):
+def test_an_empty_training_set_is_refused(tool, data, tmp_path, capsys):
     for kind in ('img_dir', 'ann_dir'):
         (tmp_path / 'nothing' / kind / 'train').mkdir(parents=True)
     with pytest.raises((SystemExit, ValueError)) as caught:
         runs.run_here(tool, runs.CONFIGS[SEG], '--work-dir', tmp_path / 'run', *words(SEG, data), '--cfg-options',
                       f'train_dataloader.dataset.data_root={tmp_path / "nothing"}')
-    assert 'training set is empty' in str(caught.value)
+    assert 'training set is empty' in str(caught.value) + capsys.readouterr().err
+    assert not list((tmp_path / 'run').glob('timestep_selection*'))
