@@ -7,6 +7,7 @@ from pathlib import Path
 from mmengine.device import get_device
 
 from mmaselect.openmm import DiTBackbone, launch
+from mmaselect.openmm.images import naming_empty_set
 from mmaselect.openmm.safe_load import CheckpointError
 
 
@@ -87,6 +88,8 @@ def main():
     except (OSError, ValueError, CheckpointError) as error:
         parser.error(str(error))
     runner = launch.build_runner(cfg)
+    with naming_empty_set(cfg):
+        runner.train_loop  # noqa: B018, builds it and so the training set
     runner.train()
     runner.logger.info('\n'.join(['done', *closing_lines(runner)]))
     launch.leave()

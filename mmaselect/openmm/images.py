@@ -1,4 +1,5 @@
 """The images that the sweep looks at: a seeded sample of the training set, as the model's data_preprocessor gives them."""
+import contextlib
 import copy
 import itertools
 import random
@@ -60,6 +61,19 @@ def _replace_pipeline(dataset, pipeline):
         dataset['pipeline'] = copy.deepcopy(pipeline)
 
 
+@contextlib.contextmanager
+def naming_empty_set(cfg):
+    """Says plainly that the training set is empty, where building it fails for that: MMEngine's BaseDataset joins what it knows
+    of its items, and cannot join nothing."""
+    try:
+        yield
+    except ValueError as error:
+        if 'need at least one array' not in str(error):
+            raise
+        raise ValueError(f"the training set is empty: {cfg.train_dataloader['dataset'].get('data_root')} has no images where "
+                         'the config looks for them') from error
+
+
 def centre_crop(image, size):
     """Cuts (C, H, W) to at most ``size`` (height, width) pixels around its middle."""
     if size is None:
@@ -88,15 +102,8 @@ class SweepImages:
     """
 
     def __init__(self, cfg, model, num_images, size, seed, batch_size=16):
-        try:
+        with naming_empty_set(cfg):
             self.dataset = DATASETS.build(dataset_config(cfg))
-        except ValueError as error:
-            if 'need at least one array' not in str(error):
-                raise
-            self.dataset = ()  # MMEngine's BaseDataset joins what it knows of its items, and cannot join nothing
-        if not len(self.dataset):
-            raise ValueError(f"the training set is empty: {cfg.train_dataloader['dataset'].get('data_root')} has no images where "
-                             'the config looks for them')
         rank, ranks = get_dist_info()
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(seed))[:num_images]
         self.sample = Sample(self.dataset, order.tolist()[rank::ranks], seed)

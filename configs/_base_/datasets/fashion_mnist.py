@@ -10,15 +10,18 @@ pipeline = [
 train_dataloader = dict(
     batch_size=50,
     num_workers=0,
+    persistent_workers=False,  # mmpretrain's own tools would switch it on
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(type='FashionMNIST', data_root=data_root, split='train', indices=2000, pipeline=pipeline))
 val_dataloader = dict(
     batch_size=100,
     num_workers=0,
+    persistent_workers=False,  # mmpretrain's own tools would switch it on
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='FashionMNIST', data_root=data_root, split='test', pipeline=pipeline))
+    # test_mode, not split, is what makes mmpretrain read the test images.
+    dataset=dict(type='FashionMNIST', data_root=data_root, split='test', test_mode=True, pipeline=pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1, ))
 test_evaluator = val_evaluator
