@@ -1,4 +1,4 @@
-"""Pretrains a small latent DiT on unlabelled images, from nothing, on one machine.
+"""Pretrains a small DiT on unlabelled images, from nothing, on one machine.
 
     python tools/pretrain_dit.py OUT IMAGES [IMAGES ...] --work-dir work_dirs/pretrain
 
@@ -6,11 +6,14 @@ IMAGES are folders of PNG or JPEG files, or idx files as Fashion-MNIST's. First 
 channels) is trained to reconstruct them, then a DiT (Peebles and Xie 2023, arXiv:2212.09748; epsilon prediction, T=1000,
 linear betas, exponential moving average of the weights) to denoise their latents, with no labels: every image carries the
 null class. OUT gets the result in DiTPipeline layout (transformer/, vae/, scheduler/), the loss curve and a grid of samples.
+With --pixels there is no VAE and the DiT works on the images themselves, in patches of 8; with --flow it predicts the
+velocity of flow matching instead (Lipman et al. 2023, arXiv:2210.02747; with a DiT, this is SiT, arXiv:2401.08740).
 
 Both stages write a checkpoint into the work dir every few minutes and go on from it when the command is given again.
 Each step's images, noise and timesteps depend on (seed, step) alone, so an interrupted run ends as an uninterrupted one.
 """
 import argparse
+import contextlib
 import copy
 import csv
 import math
@@ -20,18 +23,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torchvision.datasets.mnist import read_image_file
 from torchvision.utils import save_image
 
+from mmaselect.extract.noise import NoiseProcess
 from mmaselect.files import atomic
 
 VAE = dict(block_out_channels=(16, 32, 64), down_block_types=('DownEncoderBlock2D',) * 3,
            up_block_types=('UpDecoderBlock2D',) * 3, layers_per_block=1, latent_channels=4, norm_num_groups=8)
-DIT = dict(num_attention_heads=4, attention_head_dim=32, num_layers=8, patch_size=2, norm_type='ada_norm_zero',
-           num_embeds_ada_norm=1)
-SCHEDULER = dict(num_train_timesteps=1000, beta_schedule='linear', beta_start=1e-4, beta_end=0.02, clip_sample=False)
+DIT = dict(num_attention_heads=4, attention_head_dim=32, num_layers=8, norm_type='ada_norm_zero', num_embeds_ada_norm=1)
+DDPM = dict(num_train_timesteps=1000, beta_schedule='linear', beta_start=1e-4, beta_end=0.02, clip_sample=False)
 
 
 def read_images(sources, size):
@@ -42,11 +47,10 @@ def read_images(sources, size):
             files = sorted(p for p in source.rglob('*') if p.suffix.lower() in ('.png', '.jpg', '.jpeg'))
             pictures = map(Image.open, files)
         else:
-            data = source.read_bytes()
-            if data[:4] != b'\x00\x00\x08\x03':
-                raise SystemExit(f'{source} is neither a folder nor an idx file of images')
-            height, width = np.frombuffer(data, '>i4', count=2, offset=8)
-            pictures = map(Image.fromarray, np.frombuffer(data, np.uint8, offset=16).reshape(-1, height, width))
+            try:
+                pictures = map(Image.fromarray, read_image_file(source).numpy())
+            except Exception as error:  # torchvision asserts, and raises what a wrong length raises
+                raise SystemExit(f'{source} is neither a folder nor an idx file of images: {error!r}') from error
         found = [np.asarray(p.convert('RGB').resize((size, size), Image.BILINEAR)) for p in pictures]
         if not found:
             raise SystemExit(f'{source} has no PNG or JPEG files')
@@ -115,16 +119,28 @@ def fit(name, model, loss_of, steps, peak, args):
     return ema.eval(), losses, seconds + time.time() - start
 
 
+def precision(args):
+    """Mixed precision where asked for. On a CPU, PyTorch's fused attention is slow in bfloat16: plain matmuls are not."""
+    context = contextlib.ExitStack()
+    if args.bf16:
+        context.enter_context(torch.autocast(args.device, torch.bfloat16))
+        if args.device == 'cpu':
+            context.enter_context(sdpa_kernel(SDPBackend.MATH))
+    return context
+
+
 def train_vae(images, args):
     """An AutoencoderKL trained on mean absolute error and a faint KL, with its EMA weights."""
     vae = AutoencoderKL(**VAE, sample_size=args.size).to(args.device)
 
     def loss_of(step):
         x = to_tensor(images[batch_indices(args.seed, step, args.vae_batch, len(images))]).to(args.device)  # (B, 3, H, W)
-        posterior = vae.encode(x).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(args.seed + step)).to(args.device)
-        loss = F.l1_loss(vae.decode(posterior.mean + posterior.std * noise).sample, x)
-        return loss + 1e-6 * posterior.kl().mean()
+        generator = torch.Generator().manual_seed(args.seed + step)
+        with precision(args):
+            posterior = vae.encode(x).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(args.device)
+            decoded = vae.decode(posterior.mean + posterior.std * noise).sample
+        return F.l1_loss(decoded.float(), x) + 1e-6 * posterior.kl().float().mean()
 
     return fit('vae', vae, loss_of, args.vae_steps, 1e-3, args)
 
@@ -141,48 +157,52 @@ def encode(vae, images, args):
     return load_file(cache)['latents']
 
 
-def train_dit(latents, args):
-    """A DiT trained to predict the noise of ``latents`` (N, C, h, w) of unit deviation, all of the null class."""
-    channels, size = latents.shape[1:3]
-    dit = DiTTransformer2DModel(**DIT, in_channels=channels, out_channels=channels, sample_size=size).to(args.device)
+def train_dit(read, shape, patch, scheduler, args):
+    """A DiT trained on ``read(indices)``, (B, C, h, w) of about unit deviation, all of the null class.
+
+    ``shape`` is (N, C, h, w) of all there is to read. The target is the noise, or the velocity where the scheduler is one of
+    flow matching.
+    """
+    count, channels, size = shape[:3]
+    dit = DiTTransformer2DModel(**DIT, patch_size=patch, in_channels=channels, out_channels=channels, sample_size=size)
+    dit.to(args.device)
     # As in DiT's paper, section 3.2: every block starts as the identity and the output at zero.
     for layer in (*(block.norm1.linear for block in dit.transformer_blocks), dit.proj_out_1, dit.proj_out_2):
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-    scheduler = DDIMScheduler(**SCHEDULER)
-    forward = torch.compile(dit) if args.compile else dit
+    process = NoiseProcess.from_scheduler(scheduler)
     null = torch.full((args.dit_batch,), DIT['num_embeds_ada_norm'], device=args.device)
 
     def loss_of(step):
         generator = torch.Generator().manual_seed(args.seed * 10_000_019 + step + 1)
-        x = latents[batch_indices(args.seed, step, args.dit_batch, len(latents))].float()  # (B, C, h, w)
+        x = read(batch_indices(args.seed, step, args.dit_batch, count))
         noise = torch.randn(x.shape, generator=generator)
-        t = torch.randint(SCHEDULER['num_train_timesteps'], (len(x),), generator=generator)  # t=0 is the cleanest
-        noisy = scheduler.add_noise(x, noise, t)
-        out = forward(noisy.to(args.device), timestep=t.to(args.device), class_labels=null).sample
-        return F.mse_loss(out, noise.to(args.device))
+        t = torch.randint(len(process), (len(x),), generator=generator)  # t=0 is the cleanest
+        noisy, target = process.add(x, t, noise), noise - x if args.flow else noise
+        with precision(args):
+            out = dit(noisy.to(args.device), timestep=process.model_time[t].to(args.device), class_labels=null).sample
+        return F.mse_loss(out.float(), target.to(args.device))
 
     return fit('dit', dit, loss_of, args.dit_steps, 1e-3, args)
 
 
 @torch.no_grad()
-def sample(pipeline, count, seed, steps=50):
-    """``count`` images (count, 3, H, W) in [0, 1] by DDIM, unconditional."""
-    dit, vae, scheduler = pipeline.transformer, pipeline.vae, pipeline.scheduler
+def sample(dit, vae, scheduler, count, seed, steps=50):
+    """``count`` images (count, 3, H, W) in [0, 1], unconditional, by the scheduler's own steps (DDIM, or Euler's for flow)."""
     scheduler.set_timesteps(steps)
     shape = (count, dit.config.in_channels, dit.config.sample_size, dit.config.sample_size)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dit.device)
     null = torch.full((count,), DIT['num_embeds_ada_norm'], device=dit.device)
     for t in scheduler.timesteps:
-        noise = dit(x, timestep=t.expand(count).to(dit.device), class_labels=null).sample
-        x = scheduler.step(noise, t, x).prev_sample
-    return (vae.decode(x / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1).cpu()
+        x = scheduler.step(dit(x, timestep=t.expand(count).to(dit.device), class_labels=null).sample, t, x).prev_sample
+    images = x if vae is None else vae.decode(x / vae.config.scaling_factor).sample
+    return (images / 2 + 0.5).clamp(0, 1).cpu()
 
 
 def plot_losses(stages, path):
     from matplotlib.figure import Figure
     figure = Figure(figsize=(8, 3), layout='constrained')
-    for axis, (name, losses, seconds) in zip(figure.subplots(1, len(stages)), stages, strict=True):
+    for axis, (name, losses, seconds) in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
         axis.plot(*zip(*losses, strict=True))
         axis.set(title=f'{name}, {seconds / 60:.0f} minutes', xlabel='step', ylabel='loss', yscale='log')
     with atomic(path) as part:
@@ -202,22 +222,40 @@ def main():
     parser.add_argument('--save-minutes', type=float, default=3)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--compile', action='store_true', help='torch.compile the DiT: about twice as fast on a CPU')
+    parser.add_argument('--bf16', action='store_true', help='mixed precision: twice as fast on CPUs that have avx512_bf16')
+    parser.add_argument('--pixels', action='store_true', help='no VAE: the DiT works on the pixels')
+    parser.add_argument('--flow', action='store_true', help='flow matching (velocity) in place of DDPM (noise)')
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     args.work_dir.mkdir(parents=True, exist_ok=True)
 
     images = read_images(args.images, args.size)
-    vae, *vae_log = train_vae(images, args)
-    latents = encode(vae, images, args)
-    scale = 1 / latents.float().std().item()
-    vae.register_to_config(scaling_factor=scale)
-    dit, *dit_log = train_dit(latents * scale, args)
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000) if args.flow else DDIMScheduler(**DDPM)
+    vae, logs = None, []
+    if args.pixels:
+        def read(indices):
+            return to_tensor(images[indices])
+        shape, patch = (len(images), 3, args.size, args.size), 8
+    else:
+        vae, *log = train_vae(images, args)
+        logs.append(('VAE', *log))
+        latents = encode(vae, images, args)
+        scale = 1 / latents.float().std().item()
+        vae.register_to_config(scaling_factor=scale)
 
-    pipeline = DiTPipeline(dit, vae, DDIMScheduler(**SCHEDULER))
-    pipeline.save_pretrained(args.out)
-    save_image(sample(pipeline, 64, args.seed), args.out / 'samples.png', nrow=16)
-    plot_losses((('VAE', *vae_log), ('DiT', *dit_log)), args.out / 'loss.png')
+        def read(indices):
+            return latents[indices].float() * scale
+        shape, patch = latents.shape, 2
+    dit, *log = train_dit(read, shape, patch, scheduler, args)
+    logs.append(('DiT', *log))
+
+    if args.pixels:
+        dit.save_pretrained(args.out / 'transformer')
+        scheduler.save_pretrained(args.out / 'scheduler')
+    else:
+        DiTPipeline(dit, vae, scheduler).save_pretrained(args.out)
+    save_image(sample(dit, vae, scheduler, 64, args.seed), args.out / 'samples.png', nrow=16)
+    plot_losses(logs, args.out / 'loss.png')
     print(f'wrote {args.out}')
 
 

@@ -17,18 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from torchvision.datasets.mnist import read_image_file, read_label_file
 
 SIZE = 64
 SPLITS = {'train': 'train', 'val': 't10k', 'pretrain': 'train'}  # split -> the part of Fashion-MNIST it draws from
-
-
-def read_idx(path):
-    """An idx file as an array of uint8, (N,) or (N, H, W). Format: http://yann.lecun.com/exdb/mnist."""
-    data = Path(path).read_bytes()
-    if data[:3] != b'\x00\x00\x08':
-        raise ValueError(f'{path} is not an idx file of bytes: it begins with {data[:4].hex()}')
-    shape = np.frombuffer(data, '>i4', count=data[3], offset=4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
 
 
 def silhouette(garment):
@@ -41,14 +33,15 @@ def silhouette(garment):
 def background(rng):
     """A textured RGB background in [0, 1], (SIZE, SIZE, 3)."""
     cells = int(rng.integers(2, 9))
-    colours = (rng.random(3) + 0.18 * rng.standard_normal((cells, cells, 3))).clip(0, 1)
+    tone = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0, 0.6), rng.uniform(0.15, 0.9))
+    colours = (np.array(tone) + 0.07 * rng.standard_normal((cells, cells, 3))).clip(0, 1)
     blobs = Image.fromarray((colours * 255).astype(np.uint8)).resize((SIZE, SIZE), Image.BICUBIC)
     texture = np.asarray(blobs, np.float64) / 255
     y, x = np.mgrid[:SIZE, :SIZE]
     angle, period = rng.uniform(0, np.pi), rng.uniform(4, 20)
     stripes = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period)
-    texture = texture + rng.uniform(0, 0.15) * stripes[..., None]
-    return (texture + 0.03 * rng.standard_normal(texture.shape)).clip(0, 1)
+    texture = texture + rng.uniform(0, 0.07) * stripes[..., None]
+    return (texture + 0.02 * rng.standard_normal(texture.shape)).clip(0, 1)
 
 
 def render(rng, garments, labels):
@@ -56,7 +49,7 @@ def render(rng, garments, labels):
     image, mask = background(rng), np.zeros((SIZE, SIZE), np.uint8)
     for _ in range(int(rng.integers(1, 5))):
         index = int(rng.integers(len(garments)))
-        side = int(rng.integers(22, 49))
+        side = int(rng.integers(26, 57))
         left, top = (int(v) for v in rng.integers(-side // 4, SIZE - 3 * side // 4, 2))
         colour = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.2, 0.9), rng.uniform(0.6, 1)))
         garment = garments[index][:, ::-1] if rng.random() < 0.5 else garments[index]
@@ -76,7 +69,8 @@ def render(rng, garments, labels):
 def write(indices, source, out, split, seed):
     """Writes the scenes of these indices; each file appears only when it is whole."""
     part = SPLITS[split]
-    garments, labels = (read_idx(source / f'{part}-{kind}-ubyte') for kind in ('images-idx3', 'labels-idx1'))
+    garments = read_image_file(source / f'{part}-images-idx3-ubyte').numpy()  # (N, 28, 28)
+    labels = read_label_file(source / f'{part}-labels-idx1-ubyte').numpy()  # (N,)
     for index in indices:
         rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
         for kind, array in zip(('img_dir', 'ann_dir'), render(rng, garments, labels), strict=True):
