@@ -4,7 +4,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from mmaselect.extract import NoiseProcess
-from mmaselect.selection import batches_of, sweep
+from mmaselect.selection import TensorImages, sweep
 
 BEST = 130
 TIMES = (0, 40, 90, BEST, 200, 400, 999)
@@ -42,7 +42,7 @@ def colours(count=24):
 def rank_of_two(rank, folder):
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/init', rank=rank, world_size=2)
     model = Planted()
-    result = sweep(model, batches_of(colours(23), 4, rank, 2), candidates=TIMES)
+    result = sweep(model, TensorImages(colours(23), batch_size=4), candidates=TIMES)
     result.save(f'{folder}/{rank}.json')
     torch.save(sum(count for kind, count in model.calls if kind == 'forward'), f'{folder}/{rank}.pt')
     torch.distributed.destroy_process_group()

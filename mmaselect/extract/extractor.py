@@ -25,7 +25,7 @@ class FeatureExtractor(nn.Module):
         self.family = family_of(parts.transformer)
         self.encoder = LatentEncoder(parts.vae, patch_size=self.family.patch_size, channels=self.family.in_channels)
         self.process: NoiseProcess = parts.process
-        self.taps = resolve(taps, self.family.depth)
+        self.set_taps(taps)
 
     @classmethod
     def from_pretrained(cls, source, taps=((-1, 'hidden'),)):
@@ -36,6 +36,14 @@ class FeatureExtractor(nn.Module):
     def from_arch(cls, arch, taps=((-1, 'hidden'),)):
         """An extractor with random weights; see ``loading.from_arch``."""
         return cls(loading.from_arch(arch), taps)
+
+    def set_taps(self, taps):
+        """Reads these (block, name) from now on.
+
+        Raises:
+            ValueError: The model has no such taps.
+        """
+        self.taps = resolve(taps, self.family.depth)
 
     @property
     def channels(self):

@@ -5,7 +5,7 @@ import warnings
 import torch
 from mmengine.model import BaseModule
 
-from mmaselect.extract import FeatureExtractor
+from mmaselect.extract import TAPS, FeatureExtractor
 from mmaselect.registry import MODELS
 
 
@@ -14,7 +14,7 @@ class DiTBackbone(BaseModule):
     """Features of a pretrained DiT at a chosen diffusion timestep.
 
     The timestep is state: a persistent buffer, so that checkpoints, inference APIs and ``--resume`` carry it. It is set by
-    ``timestep``, by a loaded checkpoint, or by ``AutoTimestepHook``.
+    ``timestep``, by a loaded checkpoint, or by ``AutoTimestepHook``. So is the tap where the neck lets the hook choose it.
 
     Args:
         pretrained (str | None): Folder or Hugging Face hub id in DiTPipeline layout. Its weights are loaded at once.
@@ -45,6 +45,7 @@ class DiTBackbone(BaseModule):
         self.fixed = timestep
         self.noise, self.seed, self.frozen = noise, seed, frozen
         self.register_buffer('timestep', torch.tensor(-1))
+        self.register_buffer('tap', torch.tensor([-1, -1]))  # block and place in TAPS; -1 leaves the taps of the config
         if timestep is not None:
             self.select(timestep)
         # Before the Runner wraps the model: DDP waits for a gradient of everything that requires one.
@@ -60,16 +61,19 @@ class DiTBackbone(BaseModule):
         timestep = int(self.timestep)
         return None if timestep < 0 else timestep
 
-    def select(self, timestep):
-        """Sets the timestep.
+    def select(self, timestep, tap=None):
+        """Sets the timestep and, where one is given, the tap (block, name) in place of the config's.
 
         Raises:
-            ValueError: It is not in the schedule.
+            ValueError: The timestep is not in the schedule, or the model has no such tap.
         """
         steps = len(self.extractor.process)
         if not 0 <= timestep < steps:
             raise ValueError(f'timestep={timestep} is not in [0, {steps - 1}], 0 the cleanest')
         self.timestep.fill_(timestep)
+        if tap is not None:
+            self.extractor.set_taps([tap])
+            self.tap.copy_(torch.tensor([tap[0], list(TAPS).index(tap[1])]))
 
     def forward(self, images):
         """Maps of features, one per tap, each (B, D, h, w), of images (B, 3, H, W) in [-1, 1].
@@ -96,6 +100,9 @@ class DiTBackbone(BaseModule):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # mmengine loads module by module, so this, and not load_state_dict, sees a checkpoint's timestep.
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        block, name = self.tap.tolist()
+        if block >= 0:
+            self.extractor.set_taps([(block, list(TAPS)[name])])
         if self.fixed is not None and self.chosen != self.fixed:
             if self.chosen is not None:
                 warnings.warn(f'the checkpoint was made at timestep {self.chosen} and the config fixes timestep={self.fixed}, '

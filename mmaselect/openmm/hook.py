@@ -1,4 +1,5 @@
 """AutoTimestepHook: runs the neck's policy once, before the first forward pass that needs its outcome."""
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 
+from mmaselect.extract import TAPS
 from mmaselect.registry import HOOKS
 from mmaselect.selection import sweep
 
@@ -25,6 +27,27 @@ def unwrap(model):
 def find(model, kind):
     """The first module of a class in the model, or None."""
     return next((module for module in model.modules() if isinstance(module, kind)), None)
+
+
+@contextlib.contextmanager
+def choosing_taps(backbone, neck):
+    """The extractor reads all taps that a neck with taps='auto' chooses from; afterwards it has those that it had.
+
+    Raises:
+        ValueError: The DiT is trained: which of its weights are is settled before the tap is chosen.
+    """
+    before = backbone.extractor.taps
+    if neck.policy['choose_tap']:
+        if not backbone.frozen:
+            raise ValueError("taps='auto' needs frozen=True: choose the tap first, with tools/select_timestep.py and frozen=True,"
+                             ' and name it in backbone.taps')
+        depth = backbone.extractor.family.depth
+        blocks = sorted({round((depth - 1) * part) for part in (0.4, 0.55, 0.7, 0.85)})
+        backbone.extractor.set_taps(neck.tap_candidates or [(block, name) for block in blocks for name in TAPS])
+    try:
+        yield
+    finally:
+        backbone.extractor.set_taps(before)
 
 
 @HOOKS.register_module()
@@ -74,13 +97,16 @@ class AutoTimestepHook(Hook):
         if isinstance(size, int):
             size = (size, size)
         images = SweepImages(runner.cfg, model, neck.num_images, size, neck.policy['seed'])
-        result = sweep(backbone.extractor, images, progress=len(images), **neck.policy)
+        with choosing_taps(backbone, neck):
+            result = sweep(backbone.extractor, images, progress=True, **neck.policy)
         # EMAHook has copied the model by now, and may evaluate with the copy's buffers.
         copies = [hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model')]
         for chosen in (backbone, *(find(copy, DiTBackbone) for copy in copies)):
-            chosen.select(result.timestep)
+            chosen.select(result.timestep, result.tap)
         self.reselect = False
         runner.logger.info('%s\n%s', result.summary(), result.table())
+        for remark in result.remarks:
+            runner.logger.warning('timestep selection: %s', remark)
         self._report(runner, result)
         return result
 
@@ -88,9 +114,9 @@ class AutoTimestepHook(Hook):
     def _report(self, runner, result):
         path = Path(runner.work_dir) / 'timestep_selection.json'
         result.save(path)
-        result.plot(path.with_suffix('.png'))
+        figure = result.plot(path.with_suffix('.png'))
         for candidate in result.candidates:
             runner.visualizer.add_scalar(f"timestep_selection/{result.score['type']}", candidate.score, candidate.timestep)
-        canvas = FigureCanvasAgg(result.figure())
+        canvas = FigureCanvasAgg(figure)
         canvas.draw()
         runner.visualizer.add_image('timestep_selection', np.asarray(canvas.buffer_rgba())[..., :3])

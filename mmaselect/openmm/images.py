@@ -1,11 +1,13 @@
 """The images that the sweep looks at: a seeded sample of the training set, as the model's data_preprocessor gives them."""
 import contextlib
 import copy
+import functools
 import itertools
 import random
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATASETS
@@ -75,19 +77,29 @@ def naming_empty_set(cfg):
 
 
 def centre_crop(image, size):
-    """Cuts (C, H, W) to at most ``size`` (height, width) pixels around its middle."""
+    """Cuts (..., H, W) to at most ``size`` (height, width) pixels around its middle."""
     if size is None:
         return image
     top, left = (max(0, (have - want) // 2) for have, want in zip(image.shape[-2:], size, strict=True))
-    return image[:, top:top + size[0], left:left + size[1]]
+    return image[..., top:top + size[0], left:left + size[1]]
+
+
+def label_of(data_sample, image):
+    """The class of an image, or the classes of its pixels (H, W), as a tensor; None where there is no one such label."""
+    if 'gt_label' in data_sample and data_sample.gt_label.numel() == 1:
+        return data_sample.gt_label.reshape(()).long()
+    if 'gt_sem_seg' in data_sample:
+        mask = data_sample.gt_sem_seg.data[None].float()  # (1, 1, h, w), of the original size where the pipeline resized
+        return F.interpolate(mask, image.shape[-2:], mode='nearest')[0, 0].long()
+    return None
 
 
 class SweepImages:
-    """This rank's share of a sample of the training images, batch by batch, as ``selection.sweep`` takes them.
+    """A sample of the training images with their labels, as ``selection.sweep`` takes them.
 
     The sample is drawn at random from the whole set, since many sets are sorted by class, and shared out by position: it is
     the same for any number of ranks. The Runner's own training dataloader is left alone, for its sampler does not rewind.
-    Iterating gives (indices, images): a list of int, and (B, 3, H, W) of equal size. The length is the number of images.
+    Labels come along for scores that ask for them.
 
     Args:
         cfg (Config): With ``train_dataloader``.
@@ -104,24 +116,35 @@ class SweepImages:
     def __init__(self, cfg, model, num_images, size, seed, batch_size=16):
         with naming_empty_set(cfg):
             self.dataset = DATASETS.build(dataset_config(cfg))
-        rank, ranks = get_dist_info()
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(seed))[:num_images]
-        self.sample = Sample(self.dataset, order.tolist()[rank::ranks], seed)
+        self.order = order.tolist()
         self.preprocess, self.size, self.seed, self.batch_size = model.data_preprocessor, size, seed, batch_size
         self.workers = cfg.train_dataloader.get('num_workers', 0)
 
+    @functools.cached_property
+    def labelled(self):
+        """Whether the images have labels: what the first of them has."""
+        return next(self._prepared(self.order[:1]))[2] is not None
+
     def __len__(self):
-        return len(self.sample)
+        return len(self.order)
 
-    def __iter__(self):
-        for _, group in itertools.groupby(self._prepared(), key=lambda item: item[1].shape):
+    def batches(self, start, stop):
+        """This rank's share of the sample from ``start`` to ``stop``: batches of (indices, images, labels or None)."""
+        rank, ranks = get_dist_info()
+        share = [index for place, index in enumerate(self.order[:stop]) if place >= start and place % ranks == rank]
+        for _, group in itertools.groupby(self._prepared(share), key=lambda item: item[1].shape):
             while chunk := list(itertools.islice(group, self.batch_size)):
-                indices, images = zip(*chunk, strict=True)
-                yield list(indices), torch.stack(images)
+                indices, images, labels = zip(*chunk, strict=True)
+                yield list(indices), torch.stack(images), None if labels[0] is None else torch.stack(labels)
 
-    def _prepared(self):
-        loader = torch.utils.data.DataLoader(self.sample, batch_size=None, num_workers=self.workers,
-                                             generator=torch.Generator().manual_seed(self.seed))
+    def _prepared(self, indices):
+        loader = torch.utils.data.DataLoader(Sample(self.dataset, indices, self.seed), batch_size=None,
+                                             num_workers=self.workers, generator=torch.Generator().manual_seed(self.seed))
         for index, data in loader:
             batch = self.preprocess(pseudo_collate([data]), False)
-            yield index, centre_crop(batch['inputs'][0], self.size)  # (C, H, W)
+            image = batch['inputs'][0]
+            label = label_of(batch['data_samples'][0], image)
+            if label is not None and label.ndim:
+                label = centre_crop(label, self.size)
+            yield index, centre_crop(image, self.size), label

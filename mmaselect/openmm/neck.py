@@ -6,6 +6,8 @@ from torch import nn
 from mmaselect.registry import MODELS
 from mmaselect.selection import scores
 
+MOST_IMAGES = 2048  # of a sweep that takes more images until its choice is stable
+
 
 class AttentionPool(nn.Module):
     """One trained class token attends to all cells of a map (B, D, h, w) and becomes the vector (B, D).
@@ -68,9 +70,14 @@ class AutoTimestepNeck(BaseModule):
         num_heads (int): Of the attention pooling.
         norm (str | None): 'layer' (over channels), 'channel' (BatchNorm without trained weights, as linear probes have) or
             None, on each tap first.
+        taps (str | None): 'auto' chooses the tap together with the timestep, one of all features of four blocks or of
+            ``tap_candidates``; the backbone then gives that one. None leaves the taps to the backbone's config.
+        tap_candidates (Sequence[tuple[int, str]] | None): What taps='auto' chooses from.
         candidates (int | Sequence[int]): Timesteps to try, 0 the cleanest, or how many to spread over the schedule.
         score (str | dict): See ``mmaselect.selection.scores``.
-        num_images (int): Training images that the sweep looks at.
+        num_images (int | str): Training images that the sweep looks at, or 'auto': more and more until the choice is stable.
+        budget (int | None): Forward passes of the sweep; what the candidates leave goes into finer steps around the best.
+        controls (Sequence[str]): What the choice is compared with: 'noise' in place of the images, 'random weights'.
         image_size (Sequence[int] | int | None): Height and width in pixels that these are cut to; by default the crop size
             of the data_preprocessor, or no cut where it has none.
         forward_batch (int): Latents per forward pass of the sweep.
@@ -82,8 +89,8 @@ class AutoTimestepNeck(BaseModule):
     """
 
     def __init__(self, in_channels, num_taps=1, output='map', scales=(4, 2, 1, 0.5), pool='mean', num_heads=8, norm=None,
-                 candidates=20, score='view_consistency', num_images=256, image_size=None, forward_batch=64, seed=0,
-                 init_cfg=None):
+                 taps=None, tap_candidates=None, candidates=20, score='view_consistency', num_images=256, budget=None,
+                 controls=('noise', 'random weights'), image_size=None, forward_batch=64, seed=0, init_cfg=None):
         super().__init__(init_cfg)
         for name, value, allowed in (('output', output, ('pyramid', 'map', 'vector')), ('pool', pool, ('mean', 'attention')),
                                      ('norm', norm, ('layer', 'channel', None))):
@@ -91,10 +98,18 @@ class AutoTimestepNeck(BaseModule):
                 raise ValueError(f'{name}={value!r}: choose one of {allowed}')
         if output == 'pyramid' and num_taps not in (1, len(scales)):
             raise ValueError(f'{num_taps} taps cannot feed a pyramid of {len(scales)} levels: give one tap, or one per level')
-        if num_images < 1:
-            raise ValueError(f'num_images={num_images}: the sweep needs at least one')
-        self.policy = dict(candidates=candidates, score=scores.build(score), seed=seed, forward_batch=forward_batch)
-        self.num_images, self.image_size = num_images, image_size
+        if num_images != 'auto' and (not isinstance(num_images, int) or num_images < 1):
+            raise ValueError(f"num_images={num_images!r}: the sweep needs at least one, or 'auto'")
+        if taps not in (None, 'auto'):
+            raise ValueError(f"taps={taps!r}: 'auto', or None to leave them to the backbone's config")
+        if taps == 'auto' and num_taps != 1:
+            raise ValueError(f"taps='auto' chooses one tap, and the neck is set up for {num_taps}: set num_taps=1")
+        if score != 'auto':
+            scores.build(score)
+        self.policy = dict(candidates=candidates, score=score, choose_tap=taps == 'auto', grow=num_images == 'auto',
+                           budget=budget, controls=tuple(controls), seed=seed, forward_batch=forward_batch)
+        self.num_images = MOST_IMAGES if num_images == 'auto' else num_images
+        self.image_size, self.tap_candidates = image_size, tap_candidates
         self.in_channels, self.num_taps, self.output = in_channels, num_taps, output
         normalise = {'layer': LayerNorm2d, 'channel': lambda c: nn.BatchNorm2d(c, affine=False), None: lambda c: nn.Identity()}
         self.norms = nn.ModuleList([normalise[norm](in_channels) for _ in range(num_taps)])

@@ -1,6 +1,8 @@
 """The choice of a timestep. Needs torch and the extract floor, never OpenMMLab."""
+from .images import TensorImages
+from .measure import Measurement
 from .result import Candidate, SelectionResult
 from .scores import SCORES, Score, register
-from .sweep import batches_of, sweep
+from .sweep import sweep
 
-__all__ = ['SCORES', 'Candidate', 'Score', 'SelectionResult', 'batches_of', 'register', 'sweep']
+__all__ = ['SCORES', 'Candidate', 'Measurement', 'Score', 'SelectionResult', 'TensorImages', 'register', 'sweep']

@@ -35,3 +35,10 @@ def resolve(candidates, steps):
     if not listed or outside or len(set(listed)) < len(listed):
         raise ValueError(f'candidates must be different timesteps in [0, {steps - 1}]; got {listed}')
     return sorted(listed)
+
+
+def between(timesteps, best):
+    """The timesteps halfway from ``best`` to its neighbours among ``timesteps``, as far as there are any in between."""
+    place = timesteps.index(best)
+    neighbours = timesteps[max(0, place - 1):place] + timesteps[place + 1:place + 2]
+    return sorted({(best + other) // 2 for other in neighbours} - set(timesteps))

@@ -1,14 +1,23 @@
 """What a sweep found, with every candidate's score and not just the winner."""
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from mmaselect.files import atomic
 
 
+def tap_name(tap):
+    """(5, 'hidden') -> '5.hidden'."""
+    return f'{tap[0]}.{tap[1]}'
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """One timestep: its noise level, log-SNR, and score per tap and overall (their mean)."""
+    """One timestep: its noise level, log-SNR, score per tap, and the score that counts for the choice.
+
+    That is the mean over the taps, or, where the tap is chosen as well, the highest of the calibrated ones.
+    """
     timestep: int
     sigma: float
     log_snr: float
@@ -22,15 +31,22 @@ class SelectionResult:
 
     Attributes:
         timestep (int): The choice, in [0, T), 0 the cleanest.
+        tap (tuple[int, str] | None): The tap that was chosen with it, where one was.
         candidates (tuple[Candidate, ...]): In ascending order of timestep.
         taps (tuple[tuple[int, str], ...]): What was scored.
         score (dict): Name and options of the score.
         num_images, seed (int): What it was measured on.
-        forwards (int): Images run through the transformer, over all ranks.
+        forwards (int): Images run through the transformer, over all ranks, controls included.
         seconds (float): Wall time of the sweep.
+        interval (tuple[int, int] | None): The timesteps between which 90 % of the bootstrap's choices lie.
+        probability (float | None): Share of the bootstrap's choices that are the choice.
+        controls (dict[str, int]): What the same score chose where nothing was to be found: the 'noise' in place of the images, or
+            the same architecture with 'random weights'.
+        weights (str): Hash of the transformer's weights.
         versions (dict[str, str]): Of the packages that matter.
     """
     timestep: int
+    tap: tuple[int, str] | None
     candidates: tuple[Candidate, ...]
     taps: tuple[tuple[int, str], ...]
     score: dict
@@ -38,6 +54,10 @@ class SelectionResult:
     seed: int
     forwards: int
     seconds: float
+    interval: tuple[int, int] | None
+    probability: float | None
+    controls: dict
+    weights: str
     versions: dict
 
     @property
@@ -50,16 +70,41 @@ class SelectionResult:
         """Whether the choice is the first or last of several candidates: the optimum may lie beyond."""
         return len(self.candidates) > 1 and self.best in (self.candidates[0], self.candidates[-1])
 
+    @property
+    def flat(self):
+        """Whether the interval spans a quarter or more of the timesteps tried: the score hardly tells them apart."""
+        tried = self.candidates[-1].timestep - self.candidates[0].timestep
+        return self.interval is not None and tried > 0 and 4 * (self.interval[1] - self.interval[0]) >= tried
+
+    @property
+    def remarks(self):
+        """What a reader should know before trusting the choice, a sentence each."""
+        said = []
+        if self.at_edge:
+            side = 'low' if self.best == self.candidates[0] else 'high'
+            said.append(f'the choice is at the edge of the candidates, the {side}-noise end'
+                        + ('; the optimum may lie beyond' if self.timestep > 0 else ''))
+        if self.flat:
+            said.append('the optimum is flat: images drawn again would choose anything from t={} to t={}'.format(*self.interval))
+        alike = [name for name, timestep in self.controls.items() if timestep == self.timestep]
+        if alike:
+            said.append(f'the control ({" and ".join(alike)}) chooses the same timestep, so that the score alone is no evidence '
+                        'that the images make it the best')
+        return said
+
     def summary(self):
         """One line for a log."""
-        edge = ', at the edge of the candidates' if self.at_edge else ''
-        return (f"selected timestep t={self.timestep} (sigma {self.best.sigma:.3f}, log-SNR {self.best.log_snr:.2f}) by "
+        tap = '' if self.tap is None else f' and tap {tap_name(self.tap)}'
+        sure = ''
+        if self.interval is not None:
+            sure = f'; 90 % of resamples within [{self.interval[0]}, {self.interval[1]}], {self.probability:.0%} the same'
+        return (f"selected timestep t={self.timestep}{tap} (sigma {self.best.sigma:.3f}, log-SNR {self.best.log_snr:.2f}) by "
                 f"{self.score['type']} {self.best.score:.4f} over {len(self.candidates)} candidates and {self.num_images} images"
-                f'{edge}; {self.forwards} forward passes, {self.seconds:.1f} s')
+                f'{sure}; {self.forwards} forward passes, {self.seconds:.1f} s')
 
     def table(self):
         """A line per candidate, the choice marked."""
-        names = [f'{block}.{name}' for block, name in self.taps]
+        names = [tap_name(tap) for tap in self.taps]
         lines = ['       t   sigma  log-SNR     score' + ''.join(f'{n:>14}' for n in names)]
         for c in self.candidates:
             mark = '>' if c.timestep == self.timestep else ' '
@@ -75,7 +120,7 @@ class SelectionResult:
         """
         data = asdict(self)
         for c in data['candidates']:
-            if abs(c['log_snr']) == float('inf'):
+            if math.isinf(c['log_snr']):
                 c['log_snr'] = None
         with atomic(path) as part:
             Path(part).write_text(json.dumps(data, indent=2, allow_nan=False))
@@ -94,21 +139,25 @@ class SelectionResult:
                     c['log_snr'] = float('inf') if c['sigma'] == 0 else -float('inf')
             candidates = tuple(Candidate(**{**c, 'tap_scores': tuple(c['tap_scores'])}) for c in data['candidates'])
             taps = tuple((block, name) for block, name in data['taps'])
-            return cls(**{**{f.name: data[f.name] for f in fields(cls)}, 'candidates': candidates, 'taps': taps})
+            pairs = {name: data[name] and tuple(data[name]) for name in ('tap', 'interval')}
+            return cls(**{**{f.name: data[f.name] for f in fields(cls)}, **pairs, 'candidates': candidates, 'taps': taps})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{path} is not a saved SelectionResult: {error!r}') from error
 
     def figure(self):
-        """The score over the timesteps with the choice marked, as a matplotlib figure."""
+        """The score over the timesteps with the choice and its interval marked, as a matplotlib figure."""
         from matplotlib.figure import Figure
         figure = Figure(figsize=(7, 4), layout='constrained')
         axis = figure.subplots()
         timesteps = [c.timestep for c in self.candidates]
-        for k, (block, name) in enumerate(self.taps):
+        for k, tap in enumerate(self.taps):
             if len(self.taps) > 1:
-                axis.plot(timesteps, [c.tap_scores[k] for c in self.candidates], lw=1, alpha=0.6, label=f'block {block} {name}')
-        axis.plot(timesteps, [c.score for c in self.candidates], 'o-', color='black', ms=4,
-                  label='mean' if len(self.taps) > 1 else f'block {self.taps[0][0]} {self.taps[0][1]}')
+                axis.plot(timesteps, [c.tap_scores[k] for c in self.candidates], lw=1, alpha=0.6,
+                          label=tap_name(tap) if len(self.taps) <= 8 else None)
+        whole = 'best tap' if self.tap is not None else 'mean' if len(self.taps) > 1 else tap_name(self.taps[0])
+        axis.plot(timesteps, [c.score for c in self.candidates], 'o-', color='black', ms=4, label=whole)
+        if self.interval is not None:
+            axis.axvspan(*self.interval, color='tab:red', alpha=0.12, lw=0, label='90 % of resamples')
         axis.axvline(self.timestep, color='tab:red', ls='--', label=f't = {self.timestep}')
         axis.set(xlabel='timestep t (0 is the cleanest)', ylabel=self.score['type'],
                  title=f'{self.num_images} images, noise level at the choice: {self.best.sigma:.3f}')
@@ -116,7 +165,8 @@ class SelectionResult:
         return figure
 
     def plot(self, path):
-        """Draws ``figure`` to a file, by its suffix (.png, .pdf, ...)."""
+        """Draws ``figure`` to a file, by its suffix (.png, .pdf, ...), and returns it."""
         figure = self.figure()
         with atomic(path) as part:
             figure.savefig(part, dpi=120)
+        return figure

@@ -243,8 +243,8 @@ def test_an_empty_training_set_is_named(data, tmp_path):
 
 def sample(runner, num_images=6, size=(32, 32), seed=0):
     """Index -> image, in the order in which the sweep gets them."""
-    batches = images.SweepImages(runner.cfg, runner.model, num_images, size, seed)
-    return {index: image for indices, stack in batches for index, image in zip(indices, stack, strict=True)}
+    batches = images.SweepImages(runner.cfg, runner.model, num_images, size, seed).batches(0, num_images)
+    return {index: image for indices, stack, _ in batches for index, image in zip(indices, stack, strict=True)}
 
 
 def states():
@@ -292,8 +292,8 @@ def test_images_are_those_of_validation_cut_to_the_crop_size(data, tmp_path):
 def test_the_sweep_takes_the_crop_size_from_the_data_preprocessor(data, tmp_path, monkeypatch):
     seen = []
 
-    def sweep(extractor, batches, **_):
-        seen.extend(stack.shape for _, stack in batches)
+    def sweep(extractor, images, **_):
+        seen.extend(stack.shape for _, stack, _ in images.batches(0, len(images)))
         raise InterruptedError
 
     monkeypatch.setattr(module, 'sweep', sweep)

@@ -9,7 +9,7 @@ from mmaselect.selection import scores
 
 def value(score, *maps):
     score = scores.build(score)
-    return score.value(score.observe(maps).double())
+    return score.value(score.observe(maps).double(), score.total(maps))
 
 
 def wave(height, width, fy, fx):
@@ -87,8 +87,9 @@ def test_view_consistency_of_one_image_is_refused():
 
 
 @pytest.mark.parametrize('score, message', [
-    ('entropy', "unknown score 'entropy': choose one of hfr"),
-    (dict(type='hfr', band=1), "score 'hfr'.*band"),
+    ('entropy', "unknown score 'entropy': choose one of auto, "),
+    (dict(type='hfr', bands=1), "score 'hfr'.*bands"),
+    (dict(type='hfr', band='round'), "band='round': choose 'radial'"),
     (dict(cutoff=0.5), 'unknown score None'),
 ])
 def test_bad_scores_are_refused(score, message):
@@ -107,10 +108,10 @@ def test_third_parties_register_their_own(monkeypatch):
 
     @scores.register('energy')
     class Energy(scores.Score):
-        def observe(self, maps):
+        def observe(self, maps, labels=None):
             return maps[0].square().mean((1, 2, 3))[:, None]
 
-        def value(self, rows):
+        def value(self, rows, total=None):
             return rows.mean().item()
 
     assert value('energy', 2 * torch.ones(3, 2, 2, 2)) == 4

@@ -1,0 +1,39 @@
+"""The images of a sweep. What the sweep needs of them is two attributes and one method; see ``TensorImages``."""
+import torch.distributed as dist
+
+
+def rank_and_size():
+    """This process's rank and how many there are, (0, 1) where torch.distributed does not run."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+class TensorImages:
+    """Images in memory, as ``sweep`` takes them.
+
+    Args:
+        images (Tensor): (N, 3, H, W) in [-1, 1].
+        labels (Tensor | None): (N,) classes, or (N, H, W) classes per pixel; -1 and 255 are no class.
+        batch_size (int): Images at a time.
+    """
+
+    def __init__(self, images, labels=None, batch_size=16):
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+
+    @property
+    def labelled(self):
+        return self.labels is not None
+
+    def __len__(self):
+        """Images over all ranks."""
+        return len(self.images)
+
+    def batches(self, start, stop):
+        """This rank's share of the images from ``start`` to ``stop``: batches of (indices, images, labels or None).
+
+        Indices are unique over all ranks: noise and augmentation depend on them and the seed alone.
+        """
+        rank, ranks = rank_and_size()
+        share = [index for index in range(start, min(stop, len(self))) if index % ranks == rank]
+        for first in range(0, len(share), self.batch_size):
+            chunk = share[first:first + self.batch_size]
+            yield chunk, self.images[chunk], None if self.labels is None else self.labels[chunk]

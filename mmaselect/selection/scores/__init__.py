@@ -1,0 +1,93 @@
+"""How good are these features? Scores of a candidate timestep, higher is better, chosen by name.
+
+A score is pure functions. ``observe`` turns the maps of a batch into a few numbers per image, its rows; rows of all batches and
+ranks are put together in the order of the images, so that neither batch size nor number of ranks changes the result; ``value``
+turns them into the score. Most scores are a mean of ratios of sums over images: these say only what the sums are of
+(``terms``), and get their value and its bootstrap from that.
+"""
+from dataclasses import asdict
+from typing import ClassVar
+
+SCORES = {}
+
+
+def register(name):
+    """Class decorator that makes a score known by ``name``; see ``Score`` for what it must have."""
+    def add(cls):
+        if name in SCORES:
+            raise ValueError(f'a score named {name!r} is already registered: {SCORES[name]}')
+        cls.name = name
+        SCORES[name] = cls
+        return cls
+    return add
+
+
+def build(score, labelled=False):
+    """A score from its name, from ``dict(type=name, **options)``, or itself.
+
+    Args:
+        score (str | dict | Score): 'auto' is the closed-form probe where there are labels and ``view_consistency`` elsewhere.
+        labelled (bool): Whether the images come with labels.
+
+    Raises:
+        ValueError: Unknown name or options.
+    """
+    if isinstance(score, Score):
+        return score
+    if score == 'auto':
+        score = 'ridge' if labelled else 'view_consistency'
+    options = dict(type=score) if isinstance(score, str) else dict(score)
+    name = options.pop('type', None)
+    if name not in SCORES:
+        raise ValueError(f'unknown score {name!r}: choose one of auto, {", ".join(SCORES)}, or register your own')
+    try:
+        return SCORES[name](**options)
+    except TypeError as error:
+        raise ValueError(f'score {name!r}: {error}') from error
+
+
+def mean_ratio(numerator, denominator):
+    """Mean over the last axis of numerator / denominator, those with nothing to share left out; 0 where none has."""
+    counts = denominator > 0
+    ratio = numerator / denominator.where(counts, denominator.new_ones(()))
+    return ratio.where(counts, ratio.new_zeros(())).sum(-1) / counts.sum(-1).clamp_min(1)
+
+
+class Score:
+    """What a score must have: ``observe``, and either ``terms`` or ``value``.
+
+    Attributes:
+        name (str): Set by ``register``.
+        views (int): Maps that it compares per image: 1, or 2 with independent noise.
+        augmented (bool): Whether the views are random augmentations of the image (see ``views.py``) or the image itself.
+        labelled (bool): Whether it needs labels.
+    """
+    name: ClassVar[str]
+    views: ClassVar[int] = 1
+    augmented: ClassVar[bool] = False
+    labelled: ClassVar[bool] = False
+
+    def observe(self, maps, labels=None):
+        """``views`` maps, each (B, D, h, w), and the labels (B,) or (B, h, w), -1 where there is none -> rows (B, ...)."""
+        raise NotImplementedError
+
+    def total(self, maps):
+        """What is added up over images, besides the rows: a tensor, or None where a score needs no such thing."""
+        return None
+
+    def terms(self, rows, total):
+        """Rows of all images (N, ...), float64 -> numerators and denominators (N, k) of the ratios, or None where the score
+        is not of this form; it then has no confidence interval."""
+        return None
+
+    def value(self, rows, total=None):
+        """Rows of all images (N, ...), float64, and the sum of ``total`` over all of them -> float."""
+        numerator, denominator = self.terms(rows, total)
+        return mean_ratio(numerator.sum(0), denominator.sum(0)).item()
+
+    def describe(self):
+        """Name and options, such that ``build`` makes the same score of it."""
+        return dict(type=self.name, **asdict(self))
+
+
+from . import consistency, frequency, probe, rank  # noqa: E402, F401, they register themselves

@@ -1,0 +1,99 @@
+"""Scores of the spatial spectrum: A-SelecT's idea (arXiv:2603.25758) in its plain reading, and what it takes to not reward noise.
+
+Both work on F, the 2-D Fourier transform of each channel, and a high band: all frequencies farther from zero than ``cutoff``,
+in units of Nyquist, by the radius or, for a square band, by the larger of the two components.
+"""
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from . import Score, register
+
+
+def frequency(h, w, band, device):
+    """Distance of each frequency of an (h, w) grid from zero, in units of Nyquist, (h, w).
+
+    Raises:
+        ValueError: An unknown band.
+    """
+    y, x = (2 * torch.fft.fftfreq(side, device=device) for side in (h, w))
+    if band == 'radial':
+        return (y[:, None].square() + x[None].square()).sqrt()
+    if band == 'square':
+        return torch.maximum(y[:, None].abs(), x[None].abs())
+    raise ValueError(f"band={band!r}: choose 'radial' or 'square'")
+
+
+@register('hfr')
+@dataclass(frozen=True)
+class HighFrequencyRatio(Score):
+    """Share of the feature map's spectral energy in its high band, in [0, 1].
+
+    HFR = sum over the high band of |F|^p / sum over all, or all but zero (``dc=False``), of |F|^p. It is 0 where there is no
+    energy to share. One view per image; a Fourier transform per map.
+
+    Noise is all high frequency, so this rewards noise: see benchmarks/README.md for what that costs.
+
+    Args:
+        cutoff (float): Lower edge of the high band, as a fraction of Nyquist.
+        dc (bool): Whether the mean of the map counts in the total.
+        magnitude (bool): p = 1 in place of 2.
+        band (str): 'radial' or 'square'.
+    """
+    cutoff: float = 0.5
+    dc: bool = True
+    magnitude: bool = False
+    band: str = 'radial'
+
+    def __post_init__(self):
+        frequency(1, 1, self.band, 'cpu')  # refuses an unknown band here and not in the sweep
+
+    def observe(self, maps, labels=None):
+        spectrum = torch.fft.fft2(maps[0].float(), norm='ortho').abs()
+        power = (spectrum if self.magnitude else spectrum.square()).sum(1)  # (B, h, w)
+        distance = frequency(*power.shape[-2:], self.band, power.device)
+        total = power if self.dc else power * (distance > 0)
+        return torch.stack([(power * (distance > self.cutoff)).sum((1, 2)), total.sum((1, 2))], 1)  # (B, 2)
+
+    def terms(self, rows, total):
+        return rows[:, :1], rows[:, 1:]
+
+
+@register('hfr_coherent')
+@dataclass(frozen=True)
+class CoherentHighFrequencyRatio(Score):
+    """Share of the spectral energy that is in the high band, differs between images, and agrees between two draws of noise. Ours.
+
+    With the mean map m of all images and draws removed, the sum over the high band of Re (F1 - M)(F2 - M)* over the sum over all
+    frequencies of (|F1 - M|^2 + |F2 - M|^2) / 2. Added noise cancels in the cross-spectrum; noise that is in the images, such as
+    a sensor's, does not. In [-1, 1], 0 for constant features. Two passes per image, which must all be of one size.
+
+    Args:
+        cutoff (float): Lower edge of the high band, as a fraction of Nyquist.
+        band (str): 'radial' or 'square'.
+    """
+    views: ClassVar[int] = 2
+    cutoff: float = 0.25
+    band: str = 'radial'
+
+    def __post_init__(self):
+        frequency(1, 1, self.band, 'cpu')  # refuses an unknown band here and not in the sweep
+
+    def observe(self, maps, labels=None):
+        first, second = (torch.fft.fft2(m.float(), norm='ortho') for m in maps)
+        cross = (first * second.conj()).real.sum(1)  # (B, h, w)
+        power = (first.abs().square() + second.abs().square()).sum((1, 2, 3)) / 2
+        high = frequency(*cross.shape[-2:], self.band, cross.device) > self.cutoff
+        return torch.stack([(cross * high).sum((1, 2)), power], 1)  # (B, 2)
+
+    def total(self, maps):
+        return (maps[0].double() + maps[1].double()).sum(0).cpu() / 2  # (D, h, w)
+
+    def terms(self, rows, total):
+        # Sum over images of Re (F1 - M)(F2 - M)* = sum of Re F1 F2* - N |M|^2, since M is the mean of both draws.
+        mean = torch.fft.fft2(total / len(rows), norm='ortho').abs().square().sum(0)  # (h, w)
+        high = frequency(*mean.shape, self.band, mean.device) > self.cutoff
+        numerator, denominator = rows[:, :1] - (mean * high).sum(), rows[:, 1:] - mean.sum()
+        # What is left of constant features is rounding.
+        return numerator, denominator * (denominator.sum() > 1e-5 * rows[:, 1].sum())

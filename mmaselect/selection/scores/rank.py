@@ -1,0 +1,75 @@
+"""Measures from the literature on how many dimensions pooled features use, for comparison. No labels.
+
+They were made to compare trainings, where collapse is the danger; over timesteps, noise uses many dimensions too.
+"""
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from . import Score, register
+from .consistency import standardise
+
+
+def effective_rank(spectrum):
+    """exp of the entropy of a spectrum (k,) made to sum to one (Roy and Vetterli 2007); 0 for a spectrum of zeros."""
+    if spectrum.sum() <= 0:
+        return 0.0
+    share = spectrum / spectrum.sum() + 1e-7
+    return torch.exp(-(share * share.log()).sum()).item()
+
+
+class Pooled(Score):
+    """The mean over the grid, one row per image and view."""
+
+    def observe(self, maps, labels=None):
+        return torch.stack([m.float().mean((2, 3)) for m in maps], 1)  # (B, views, D)
+
+
+@register('rankme')
+@dataclass(frozen=True)
+class RankMe(Pooled):
+    """Effective rank of the pooled features: exp of the entropy of their singular values (Garrido et al. 2023, arXiv:2210.02885,
+    eq. 1). Between 1 and min(N, D). Cost: a singular value decomposition of N x D."""
+
+    def value(self, rows, total=None):
+        return effective_rank(torch.linalg.svdvals(rows[:, 0]))
+
+
+@register('alpha_req')
+@dataclass(frozen=True)
+class AlphaReQ(Pooled):
+    """Minus the exponent by which the eigenvalues of the standardised pooled features' covariance decay: larger is flatter
+    (Agrawal et al. 2022, NeurIPS, 'alpha-ReQ'). Fitted by least squares on the logarithms of the eigenvalues from the
+    ``first`` to the ``last``. 0 where there are fewer than two."""
+    first: int = 3
+    last: int = 60
+
+    def value(self, rows, total=None):
+        eigenvalues = torch.linalg.svdvals(standardise(rows[:, 0])).square()[self.first - 1:self.last]
+        eigenvalues = eigenvalues[eigenvalues > 1e-12 * eigenvalues.sum()]
+        if len(eigenvalues) < 2:
+            return 0.0
+        place = torch.arange(self.first, self.first + len(eigenvalues), dtype=rows.dtype).log()
+        place, height = place - place.mean(), eigenvalues.log() - eigenvalues.log().mean()
+        return (place @ height / place.square().sum()).item()
+
+
+@register('lidar')
+@dataclass(frozen=True)
+class LiDAR(Pooled):
+    """Effective rank of the linear discriminants that tell images apart from their views (Thilak et al. 2023,
+    arXiv:2312.04000, section 4): of S_w^-1/2 S_b S_w^-1/2, with ``delta`` added to the diagonal of S_w. Two augmented views per
+    image. Cost: two eigendecompositions of D x D."""
+    views: ClassVar[int] = 2
+    augmented: ClassVar[bool] = True
+    delta: float = 1e-4
+
+    def value(self, rows, total=None):
+        centre = rows.mean(1)  # (N, D)
+        spread = (rows - centre[:, None]).flatten(0, 1)  # (2 N, D)
+        between = (centre - centre.mean(0)).T @ (centre - centre.mean(0)) / len(centre)
+        within = spread.T @ spread / len(centre) + self.delta * torch.eye(spread.shape[1], dtype=rows.dtype)
+        values, vectors = torch.linalg.eigh(within)
+        whiten = vectors / values.clamp_min(self.delta).sqrt()  # (D, D)
+        return effective_rank(torch.linalg.eigvalsh(whiten.T @ between @ whiten).clamp_min(0))
