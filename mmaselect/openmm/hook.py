@@ -29,6 +29,13 @@ def find(model, kind):
     return next((module for module in model.modules() if isinstance(module, kind)), None)
 
 
+def default_taps(backbone):
+    """All taps of four blocks from the middle of the DiT to near its end, where published probes found the best features."""
+    depth = backbone.extractor.family.depth
+    blocks = sorted({round((depth - 1) * part) for part in (0.4, 0.55, 0.7, 0.85)})
+    return [(block, name) for block in blocks for name in TAPS]
+
+
 @contextlib.contextmanager
 def choosing_taps(backbone, neck):
     """The extractor reads all taps that a neck with taps='auto' chooses from; afterwards it has those that it had.
@@ -41,9 +48,7 @@ def choosing_taps(backbone, neck):
         if not backbone.frozen:
             raise ValueError("taps='auto' needs frozen=True: choose the tap first, with tools/select_timestep.py and frozen=True,"
                              ' and name it in backbone.taps')
-        depth = backbone.extractor.family.depth
-        blocks = sorted({round((depth - 1) * part) for part in (0.4, 0.55, 0.7, 0.85)})
-        backbone.extractor.set_taps(neck.tap_candidates or [(block, name) for block in blocks for name in TAPS])
+        backbone.extractor.set_taps(neck.tap_candidates or default_taps(backbone))
     try:
         yield
     finally:

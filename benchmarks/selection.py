@@ -1,0 +1,155 @@
+"""Does the selection choose well? Every score against an exhaustive search, in one run.
+
+    python benchmarks/selection.py                        # the table of benchmarks/README.md; hours on two cores
+    python benchmarks/selection.py --tasks noisy --seeds 0
+    python benchmarks/selection.py CONFIG --checkpoint CHECKPOINT --images 2000     # your own model and data
+
+The exhaustive search fits a probe (closed-form ridge regression) for every timestep, block and tap, and tests it on other
+images; its best is the oracle. Regret is the oracle's accuracy minus that of the timestep that a score picks, in points, for
+each tap, and for the tap and timestep that it picks together ('joint').
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from mmaselect.files import atomic
+from mmaselect.selection import Measurement, TensorImages, scores
+from mmaselect.selection.candidates import even
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tasks  # noqa: E402
+from probes import exhaustive  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+SCORES = {
+    'hfr': 'hfr', 'hfr, low cutoff': dict(type='hfr', cutoff=0.25), 'hfr, no DC': dict(type='hfr', cutoff=0.0, dc=False),
+    'hfr_coherent': 'hfr_coherent', 'view_consistency': 'view_consistency',
+    'view_consistency, all': dict(type='view_consistency', components=None),
+    'rankme': 'rankme', 'alpha_req': 'alpha_req', 'lidar': 'lidar', 'fisher': 'fisher', 'ridge': 'ridge'}
+
+
+def spearman(a, b):
+    """Rank correlation of two lists."""
+    a, b = (torch.tensor(v, dtype=torch.float64).argsort().argsort().double() for v in (a, b))
+    return torch.corrcoef(torch.stack([a, b]))[0, 1].item()
+
+
+def measure(task, timesteps, names, images, seed):
+    """For each score its values (T, taps), the forward passes that it needs and its seconds; all share one measurement."""
+    built = [scores.build(SCORES[name]) for name in names]
+    task.train.batch_size = 32
+    measurement = Measurement(task.extractor, built, seed=seed)
+    start = time.perf_counter()
+    measurement.add(task.train.batches(0, images))
+    measurement.run(timesteps)
+    seconds = time.perf_counter() - start
+    for place, (name, score) in enumerate(zip(names, built, strict=True)):
+        start = time.perf_counter()
+        rows, totals = measurement.gathered(place)
+        values = [[score.value(own, totals.get((t, tap))) for tap, own in enumerate(rows[t])] for t in timesteps]
+        share = score.views / measurement.per_image  # of the forward passes, where nearly all of the time goes
+        yield name, torch.tensor(values), score.views * images * len(timesteps), seconds * share + time.perf_counter() - start
+
+
+def rows_of(task, timesteps, accuracy, exhaustive_seconds, name, values, images, forwards, seconds, seed):
+    """A row per tap, and one for the joint choice."""
+    common = dict(setting=task.name, model=task.model, dataset=task.dataset, score=name, seed=seed, images=images,
+                  forwards=forwards, seconds=round(seconds, 1), exhaustive_seconds=round(exhaustive_seconds, 1))
+    for k, (block, tap) in enumerate([*task.extractor.taps, (None, 'joint')]):
+        if tap == 'joint':
+            chosen, best = int(values.argmax()), int(accuracy.argmax())
+            found, oracle = accuracy.flatten()[chosen].item(), accuracy.max().item()
+            ours, theirs, correlation = chosen // accuracy.shape[1], best // accuracy.shape[1], spearman(
+                values.flatten().tolist(), accuracy.flatten().tolist())
+        else:
+            ours, theirs = int(values[:, k].argmax()), int(accuracy[:, k].argmax())
+            found, oracle = accuracy[ours, k].item(), accuracy[theirs, k].item()
+            correlation = spearman(values[:, k].tolist(), accuracy[:, k].tolist())
+        yield dict(common, tap=tap, block=block, oracle_t=timesteps[theirs], oracle=round(oracle, 2), chosen_t=timesteps[ours],
+                   chosen=round(found, 2), regret_points=round(oracle - found, 2), spearman=round(correlation, 3))
+
+
+def report(rows):
+    """The table that is printed: per setting and score, over taps, blocks and seeds."""
+    lines = [f'{"setting":20}{"score":24}{"oracle":>8}{"regret":>8}{"worst":>7}{"joint":>7}{"rank":>7}{"t":>12}{"oracle t":>12}'
+             f'{"seconds":>9}{"exhaustive":>11}']
+    for setting, name in dict.fromkeys((row['setting'], row['score']) for row in rows):
+        own = [row for row in rows if (row['setting'], row['score']) == (setting, name)]
+        taps, joint = [r for r in own if r['tap'] != 'joint'], [r for r in own if r['tap'] == 'joint']
+
+        def mean(key, of):
+            return sum(row[key] for row in of) / len(of)
+
+        def span(key, of=taps):
+            return f'{min(r[key] for r in of)}-{max(r[key] for r in of)}'
+        lines.append(f'{setting:20}{name:24}{max(r["oracle"] for r in own):8.1f}{mean("regret_points", taps):8.2f}'
+                     f'{max(r["regret_points"] for r in taps):7.2f}{mean("regret_points", joint):7.2f}'
+                     f'{mean("spearman", taps):7.2f}{span("chosen_t"):>12}{span("oracle_t"):>12}'
+                     f'{mean("seconds", taps):9.1f}{mean("exhaustive_seconds", taps):11.1f}')
+    return '\n'.join(lines)
+
+
+def from_config(path, checkpoint, images):
+    """A task of a config's own model and training images, one third of them for the test."""
+    from mmaselect.openmm import DiTBackbone, hook, launch
+    from mmaselect.openmm.images import SweepImages
+    from mmaselect.openmm.neck import AutoTimestepNeck
+    args = launch.parser('').parse_args([path])
+    cfg = launch.load_config(args)
+    cfg.load_from = checkpoint
+    launch.prepare(cfg)
+    runner = launch.build_runner(cfg)
+    runner.load_or_resume()
+    model = hook.unwrap(runner.model)
+    backbone, neck = hook.find(model, DiTBackbone), hook.find(model, AutoTimestepNeck)
+    size = neck.image_size or getattr(model.data_preprocessor, 'size', None)
+    found = SweepImages(cfg, model, images, size, neck.policy['seed'])
+    parts = list(found.batches(0, images))
+    if not found.labelled or len({part.shape[1:] for _, part, _ in parts}) > 1:
+        raise SystemExit('the exhaustive search needs labels and images of one size: set image_size of the neck')
+    x, y = torch.cat([part for _, part, _ in parts]), torch.cat([labels for _, _, labels in parts])
+    backbone.extractor.set_taps(neck.tap_candidates or hook.default_taps(backbone))
+    cut = 2 * len(x) // 3
+    return tasks.Task(Path(path).stem, str(checkpoint or path), 'training images', backbone.extractor,
+                      TensorImages(x[:cut], y[:cut]), TensorImages(x[cut:], y[cut:]))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('config', nargs='?', help='a config of your own, in place of the built-in settings')
+    parser.add_argument('--checkpoint', help='weights for the config')
+    parser.add_argument('--images', type=int, default=2000, help="images that the exhaustive search's probes are fitted on")
+    parser.add_argument('--test-images', type=int, default=1000)
+    parser.add_argument('--sweep-images', type=int, default=256, help='images that the selection looks at')
+    parser.add_argument('--timesteps', type=int, default=20)
+    parser.add_argument('--tasks', nargs='+', choices=tasks.TASKS, default=list(tasks.TASKS), metavar='TASK')
+    parser.add_argument('--scores', nargs='+', choices=SCORES, default=list(SCORES), metavar='SCORE')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks' / 'results' / 'selection.json')
+    args = parser.parse_args()
+    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    head = dict(command=' '.join(['python', *sys.argv]), commit=commit, cores=os.cpu_count(), torch=torch.__version__)
+    rows = []
+    for seed in args.seeds:
+        for name in [args.config] if args.config else args.tasks:
+            task = (from_config(args.config, args.checkpoint, args.images) if args.config
+                    else tasks.build(name, args.images, args.test_images, seed))
+            timesteps = even(len(task.extractor.process), args.timesteps)
+            accuracy, seconds = exhaustive(task, timesteps)
+            for score, *found in measure(task, timesteps, args.scores, args.sweep_images, seed):
+                values, forwards, own = found
+                rows += rows_of(task, timesteps, accuracy, seconds, score, values, args.sweep_images, forwards, own, seed)
+            with atomic(args.out) as part:  # after every setting, since the whole takes hours
+                part.write_text(json.dumps(dict(head, rows=rows), indent=1) + '\n')
+            print(report([row for row in rows if row['setting'] == task.name]), flush=True)
+    print(f'\n{report(rows)}\nwritten to {args.out}')
+
+
+if __name__ == '__main__':
+    main()
