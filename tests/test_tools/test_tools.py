@@ -15,17 +15,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import runs
-import tiny
 import torch
 from PIL import Image
 
-from mmaselect.extract import FeatureExtractor
 from mmaselect.openmm.safe_load import load
 from mmaselect.selection import SelectionResult
 
 TOOLS = runs.ROOT / 'tools'
 TRAIN, TEST, SELECT = TOOLS / 'train.py', TOOLS / 'test.py', TOOLS / 'select_timestep.py'
-SCENES, PRETRAIN = TOOLS / 'dataset_converters' / 'fashion_scenes.py', TOOLS / 'pretrain_dit.py'
 SEG, CLS = 'aselect_fashion_scenes', 'aselect_fashion_mnist'
 JOBS = {}
 
@@ -59,120 +56,6 @@ def chosen_in(path):
 
 def last_number(output, metric):
     return float(re.findall(rf'{metric}:? +([\d.]+)', output)[-1])
-
-
-# Data
-
-
-@pytest.fixture(scope='module')
-def garments(tmp_path_factory):
-    """Fashion-MNIST's four files with one class per part: trousers to train, bags to test."""
-    folder = tmp_path_factory.mktemp('garments')
-    runs.write_fashion_mnist(folder)
-    for part, label in (('train', 1), ('t10k', 8)):
-        count = int.from_bytes((folder / f'{part}-labels-idx1-ubyte').read_bytes()[4:8], 'big')
-        runs.write_idx(folder / f'{part}-labels-idx1-ubyte', np.full(count, label, np.uint8))
-    return folder
-
-
-def scenes(source, out, **options):
-    settings = {'train': 4, 'val': 3, 'pretrain': 2, **options}
-    runs.run(sys.executable, SCENES, source, out, *(word for key, value in settings.items() for word in (f'--{key}', value)))
-    return {path.relative_to(out): np.asarray(Image.open(path)) for path in sorted(out.rglob('*.png'))}
-
-
-def test_scenes_have_mmsegs_layout_and_classes(garments, tmp_path):
-    found = scenes(garments, tmp_path)
-    assert sorted(map(str, found)) == sorted(
-        f'{kind}/{split}/{index:06d}.png' for kind in ('img_dir', 'ann_dir')
-        for split, count in (('train', 4), ('val', 3), ('pretrain', 2)) for index in range(count))
-    assert len([path for path in tmp_path.rglob('*') if path.is_file()]) == len(found)
-    seen = {split: set() for split in ('train', 'val', 'pretrain')}
-    for path, array in found.items():
-        assert array.dtype == np.uint8 and array.shape == ((64, 64, 3) if path.parts[0] == 'img_dir' else (64, 64))
-        if path.parts[0] == 'ann_dir':
-            seen[path.parts[1]] |= set(np.unique(array).tolist())
-    # Each split shows the garments of its own part alone: class 1 is trousers + background, and so on.
-    assert seen == {'train': {0, 2}, 'val': {0, 9}, 'pretrain': {0, 2}}
-
-
-def test_scenes_depend_on_the_seed_alone(garments, tmp_path):
-    first = scenes(garments, tmp_path / 'a')
-    for same in (scenes(garments, tmp_path / 'b', workers=1), scenes(garments, tmp_path / 'a')):
-        assert first.keys() == same.keys() and all(np.array_equal(first[path], same[path]) for path in first)
-    other = scenes(garments, tmp_path / 'c', seed=1)
-    assert not any(np.array_equal(first[path], other[path]) for path in first if path.parts[0] == 'img_dir')
-    train = [array for path, array in first.items() if path.parts[:2] == ('img_dir', 'train')]
-    pretrain = [array for path, array in first.items() if path.parts[:2] == ('img_dir', 'pretrain')]
-    assert not any(np.array_equal(a, b) for a in train for b in pretrain)
-
-
-def test_an_interrupted_conversion_is_completed(garments, tmp_path):
-    first = scenes(garments, tmp_path)
-    gone = tmp_path / 'ann_dir' / 'train' / '000002.png'
-    gone.unlink()
-    kept = tmp_path / 'ann_dir' / 'train' / '000001.png'
-    before = kept.stat().st_mtime_ns
-    assert all(np.array_equal(array, first[path]) for path, array in scenes(garments, tmp_path).items())
-    assert gone.is_file() and kept.stat().st_mtime_ns == before
-
-
-# Pretraining
-
-DIES = '''
-import os, runpy, signal, sys
-import torch.nn.functional as F
-last, calls, inner = int(sys.argv[1]), [], F.mse_loss
-def mse_loss(*args):
-    calls.append(1)
-    if len(calls) == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return inner(*args)
-F.mse_loss = mse_loss
-sys.argv[:] = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name='__main__')
-'''
-
-
-PRETRAINING = ('--size', 16, '--vae-steps', 2, '--vae-batch', 2, '--dit-steps', 103, '--dit-batch', 2, '--save-minutes', 0)
-
-
-def pretrain_words(name, data, folder):
-    images = data / 'fashion_scenes' / 'img_dir' / 'train', data / 'fashion_mnist' / 'train-images-idx3-ubyte'
-    return [PRETRAIN, folder / name, *images, '--work-dir', folder / f'{name}_work', *PRETRAINING]
-
-
-@job
-def killed_in_pretraining(data, folder):
-    """A pretraining that is killed in its 102nd step, after the checkpoint of the 100th."""
-    runs.run(sys.executable, '-c', DIES, 102, *pretrain_words('killed', data, folder), code=-9)
-    return folder
-
-
-@pytest.fixture(scope='module')
-def pretrained(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('pretrained')
-    runs.run_here(*pretrain_words('whole', data, folder))
-    return folder / 'whole'
-
-
-def test_pretraining_writes_a_pipeline_that_loads(pretrained):
-    extractor = FeatureExtractor.from_pretrained(pretrained)
-    feature, = extractor(tiny.images(2, 16, 24), 100)
-    assert feature.shape == (2, 128, 2, 3) and feature.isfinite().all()
-    assert json.loads((pretrained / 'scheduler' / 'scheduler_config.json').read_text())['num_train_timesteps'] == 1000
-    for name in ('samples.png', 'loss.png'):
-        assert np.asarray(Image.open(pretrained / name)).std() > 0
-
-
-def test_an_interrupted_pretraining_ends_as_an_uninterrupted_one(pretrained, killed_in_pretraining, data):
-    out = killed_in_pretraining / 'killed'
-    assert not out.exists()
-    printed = runs.run_here(*pretrain_words('killed', data, killed_in_pretraining))
-    assert 'dit: goes on from step 100' in printed and 'vae: goes on from step 2' in printed
-    for name in ('transformer/diffusion_pytorch_model.safetensors', 'vae/diffusion_pytorch_model.safetensors', 'vae/config.json',
-                 'scheduler/scheduler_config.json', 'samples.png'):
-        assert (out / name).read_bytes() == (pretrained / name).read_bytes(), name
 
 
 # One process
