@@ -2,8 +2,9 @@
 
     python benchmarks/pretrained_vs_random.py
 
-trains and tests both on the fashion scenes (mIoU) and on Fashion-MNIST with 2,000 labels (accuracy), each with its own sweep,
-prints a table and writes benchmarks/results/pretrained_vs_random.json.
+trains and tests on the fashion scenes (mIoU) and on Fashion-MNIST with 2,000 labels (accuracy), each with its own sweep, prints a
+table and writes benchmarks/results/pretrained_vs_random.json. There are two controls: all weights random, and a random
+transformer on the latents of the trained VAE.
 """
 import argparse
 import json
@@ -18,6 +19,8 @@ from mmaselect.files import atomic
 
 ROOT = Path(__file__).parents[1]
 TASKS = {'fashion_scenes': 'mIoU', 'fashion_mnist': 'accuracy/top1'}
+WEIGHTS = {'pretrained': ('aselect',), 'random': ('random',),
+           'random, trained VAE': ('random', 'model.backbone.arch.vae=configs/fashion_dit')}
 
 
 def last_value(work_dir, metric):
@@ -29,13 +32,13 @@ def last_value(work_dir, metric):
     return values[-1]
 
 
-def measure(kind, task, seed, work_dir):
+def measure(weights, task, seed, work_dir):
+    kind, *options = WEIGHTS[weights]
     subprocess.run([sys.executable, 'tools/train.py', f'configs/dit_{kind}_{task}.py', '--work-dir', str(work_dir),
-                    '--cfg-options', f'randomness.seed={seed}', f'model.neck.seed={seed}'], cwd=ROOT, check=True)
+                    '--cfg-options', f'randomness.seed={seed}', f'model.neck.seed={seed}', *options], cwd=ROOT, check=True)
     selection = json.loads((work_dir / 'timestep_selection.json').read_text())
-    return dict(task=task, weights={'aselect': 'pretrained', 'random': 'random'}[kind], seed=seed, metric=TASKS[task],
-                value=round(last_value(work_dir, TASKS[task]), 2), timestep=selection['timestep'],
-                sweep_seconds=round(selection['seconds'], 1))
+    return dict(task=task, weights=weights, seed=seed, metric=TASKS[task], value=round(last_value(work_dir, TASKS[task]), 2),
+                timestep=selection['timestep'], sweep_seconds=round(selection['seconds'], 1))
 
 
 def main():
@@ -43,16 +46,16 @@ def main():
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'pretrained_vs_random')
     args = parser.parse_args()
-    rows = [measure(kind, task, seed, args.work_dir / f'{kind}_{task}_{seed}')
-            for task in TASKS for kind in ('aselect', 'random') for seed in args.seeds]
+    rows = [measure(weights, task, seed, args.work_dir / f'{weights}_{task}_{seed}'.replace(', ', '_').replace(' ', '_'))
+            for task in TASKS for weights in WEIGHTS for seed in args.seeds]
     commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     report = dict(command=' '.join(['python', *sys.argv]), commit=commit, cores=os.cpu_count(), torch=torch.__version__,
                   rows=rows)
     with atomic(ROOT / 'benchmarks' / 'results' / 'pretrained_vs_random.json') as part:
         part.write_text(json.dumps(report, indent=2) + '\n')
-    print(f'\n{"task":16}{"metric":15}{"weights":12}{"seed":>5}{"timestep":>10}{"value":>8}')
+    print(f'\n{"task":16}{"metric":15}{"weights":22}{"seed":>5}{"timestep":>10}{"value":>8}')
     for row in rows:
-        print(f'{row["task"]:16}{row["metric"]:15}{row["weights"]:12}{row["seed"]:5}{row["timestep"]:10}{row["value"]:8.2f}')
+        print(f'{row["task"]:16}{row["metric"]:15}{row["weights"]:22}{row["seed"]:5}{row["timestep"]:10}{row["value"]:8.2f}')
 
 
 if __name__ == '__main__':

@@ -1,3 +1,3 @@
-# Control of dit_aselect_fashion_scenes.py: the same architecture, schedule and selection, with random weights in the DiT.
+# Control of dit_aselect_fashion_scenes.py: the same architecture, schedule and selection, with random weights.
 _base_ = ['dit_aselect_fashion_scenes.py', '_base_/models/random_fashion_dit.py']
 model = dict(backbone=_base_.random_backbone)
