@@ -1,6 +1,7 @@
 # make demo    environment, data, then the segmentation demo: sweep, training, evaluation, pictures
 # make test    environment, then the tests
 # make lint    ruff
+# make bench-selection   every score against an exhaustive search; trains two more small DiTs first; hours
 # make clean   removes the environment and caches; data and results stay
 #
 # PYTHON=python3.12 make test   another Python than python3, 3.10 or newer
@@ -12,8 +13,10 @@ TORCH ?= 'torch>=2.4' torchvision
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SCENES := data/fashion_scenes/.complete
+PRETRAINING := data/fashion_scenes/.complete_pretraining
+IMAGES := data/fashion_scenes/img_dir/pretrain data/fashion_mnist/train-images-idx3-ubyte
 
-.PHONY: test demo lint clean
+.PHONY: test demo lint bench-selection clean
 .DELETE_ON_ERROR:
 
 test: $(INSTALLED)
@@ -21,6 +24,9 @@ test: $(INSTALLED)
 
 demo: $(INSTALLED) $(SCENES)
 	$(BIN)/python tools/train.py configs/dit_aselect_fashion_scenes.py
+
+bench-selection: work_dirs/pixel_dit work_dirs/flow_dit
+	$(BIN)/python benchmarks/selection.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -45,3 +51,13 @@ $(SCENES): tools/dataset_converters/fashion_mnist.py tools/dataset_converters/fa
 	$(BIN)/python tools/dataset_converters/fashion_mnist.py data/fashion_mnist
 	$(BIN)/python tools/dataset_converters/fashion_scenes.py data/fashion_mnist data/fashion_scenes
 	touch $@
+
+$(PRETRAINING): tools/dataset_converters/fashion_scenes.py | $(SCENES)
+	$(BIN)/python tools/dataset_converters/fashion_scenes.py data/fashion_mnist data/fashion_scenes --pretrain 50000
+	touch $@
+
+work_dirs/pixel_dit: | $(PRETRAINING)
+	$(BIN)/python tools/pretrain_dit.py $@ $(IMAGES) --work-dir $@.work --dit-steps 5000 --pixels
+
+work_dirs/flow_dit: | $(PRETRAINING)
+	$(BIN)/python tools/pretrain_dit.py $@ $(IMAGES) --work-dir $@.work --dit-steps 5000 --flow --vae configs/fashion_dit

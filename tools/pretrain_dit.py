@@ -223,6 +223,7 @@ def main():
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--bf16', action='store_true', help='mixed precision: twice as fast on CPUs that have avx512_bf16')
+    parser.add_argument('--vae', help='folder or hub id of a pipeline whose vae/ is taken, in place of training one')
     parser.add_argument('--pixels', action='store_true', help='no VAE: the DiT works on the pixels')
     parser.add_argument('--flow', action='store_true', help='flow matching (velocity) in place of DDPM (noise)')
     args = parser.parse_args()
@@ -237,8 +238,11 @@ def main():
             return to_tensor(images[indices])
         shape, patch = (len(images), 3, args.size, args.size), 8
     else:
-        vae, *log = train_vae(images, args)
-        logs.append(('VAE', *log))
+        if args.vae:
+            vae = AutoencoderKL.from_pretrained(args.vae, subfolder='vae').to(args.device)
+        else:
+            vae, *log = train_vae(images, args)
+            logs.append(('VAE', *log))
         latents = encode(vae, images, args)
         scale = 1 / latents.float().std().item()
         vae.register_to_config(scaling_factor=scale)

@@ -60,6 +60,13 @@ def test_an_interrupted_pretraining_ends_as_an_uninterrupted_one(pretrained, dat
         assert (out / name).read_bytes() == (pretrained / name).read_bytes(), name
 
 
+def test_pretraining_takes_a_trained_vae(pretrained, data, tmp_path):
+    printed = runs.run_here(*pretrain_words('other', data, tmp_path, '--vae', pretrained, '--dit-steps', 1, '--seed', 1))
+    assert 'vae' not in printed
+    vaes = [(folder / 'vae' / 'diffusion_pytorch_model.safetensors').read_bytes() for folder in (pretrained, tmp_path / 'other')]
+    assert vaes[0] == vaes[1]
+
+
 def test_pretraining_on_pixels_with_flow_matching(data, tmp_path):
     printed = runs.run_here(*pretrain_words('flow', data, tmp_path, '--pixels', '--flow', '--bf16', '--dit-steps', 100))
     assert 'vae' not in printed and not (tmp_path / 'flow' / 'vae').exists()
