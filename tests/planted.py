@@ -8,17 +8,22 @@ from mmaselect.selection import TensorImages, sweep
 
 BEST = 130
 TIMES = (0, 40, 90, BEST, 200, 400, 999)
+TWO_TAPS = ((40, 0.4), (200, 1))  # peaks: the second tap is the better one
 
 
 class Planted(nn.Module):
     """A stand-in for FeatureExtractor whose feature is rich at t=130: there it shows the images' colours (which shifts and
-    mirroring keep) and a checkerboard, elsewhere fades to noise and to a flat map."""
-    taps = ((0, 'hidden'),)
+    mirroring keep), plain and on a checkerboard, elsewhere fades to noise and to a flat map.
 
-    def __init__(self):
+    Args:
+        peaks (Sequence[tuple[int, float]]): Per tap, where it is richest and how rich it is there, in [0, 1].
+    """
+
+    def __init__(self, peaks=((BEST, 1),)):
         super().__init__()
         self.process = NoiseProcess.from_scheduler(DDPMScheduler())
-        self.calls = []
+        self.taps = tuple((block, 'hidden') for block in range(len(peaks)))
+        self.peaks, self.calls = peaks, []
 
     def encoder(self, images):
         self.calls.append(('encode', len(images)))
@@ -26,10 +31,13 @@ class Planted(nn.Module):
 
     def features(self, latent, t, noise):
         self.calls.append(('forward', len(latent)))
-        rich = torch.exp(-((t.float() - BEST) / 60) ** 2)[:, None, None, None]
         colour = latent.mean((2, 3), keepdim=True)
         board = (torch.arange(latent.shape[2])[:, None] + torch.arange(latent.shape[3])) % 2
-        return (rich * colour + 0.3 * (1 - rich) * noise.mean((2, 3), keepdim=True) + rich * board + 0.1,)
+        maps = []
+        for best, height in self.peaks:
+            rich = height * torch.exp(-((t.float() - best) / 60) ** 2)[:, None, None, None]
+            maps.append(rich * colour + 5 * (1 - rich) * noise.mean((2, 3), keepdim=True) + rich * board * (1 + colour) + 0.1)
+        return tuple(maps)
 
 
 def colours(count=24):
@@ -39,10 +47,28 @@ def colours(count=24):
     return (colour + 0.01 * torch.randn(count, 3, 12, 20, generator=generator)).clamp(-1, 1)
 
 
+# What two ranks are compared on with one: images, peaks, and options of the sweep.
+RUNS = {
+    'plain': (23, ((BEST, 1),), {}),
+    'tap': (23, TWO_TAPS, dict(choose_tap=True)),
+    'grown': (150, ((BEST, 1),), dict(grow=True)),
+    'coherent': (23, ((BEST, 1),), dict(score='hfr_coherent')),
+    'one image': (1, ((BEST, 1),), dict(score='hfr')),
+}
+
+
+def run(name):
+    """The result of one of RUNS on this rank, and how many latents this rank has put through the model."""
+    count, peaks, options = RUNS[name]
+    model = Planted(peaks)
+    result = sweep(model, TensorImages(colours(count), batch_size=4), candidates=TIMES, **options)
+    return result, sum(count for kind, count in model.calls if kind == 'forward')
+
+
 def rank_of_two(rank, folder):
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/init', rank=rank, world_size=2)
-    model = Planted()
-    result = sweep(model, TensorImages(colours(23), batch_size=4), candidates=TIMES)
-    result.save(f'{folder}/{rank}.json')
-    torch.save(sum(count for kind, count in model.calls if kind == 'forward'), f'{folder}/{rank}.pt')
+    for name in RUNS:
+        result, forwards = run(name)
+        result.save(f'{folder}/{name}.{rank}.json')
+        torch.save(forwards, f'{folder}/{name}.{rank}.pt')
     torch.distributed.destroy_process_group()

@@ -111,7 +111,7 @@ class AutoTimestepHook(Hook):
         self.reselect = False
         runner.logger.info('%s\n%s', result.summary(), result.table())
         for remark in result.remarks:
-            runner.logger.warning('timestep selection: %s', remark)
+            runner.logger.warning(f'timestep selection: {remark}')  # MMEngine drops a second warning of one format string
         self._report(runner, result)
         return result
 

@@ -23,8 +23,20 @@ def bootstrap(terms, draws=200, seed=0):
     return torch.stack([mean_ratio(weights @ numerator, weights @ denominator) for numerator, denominator in terms], 1)
 
 
-def interval(values, level=0.9):
-    """The central interval of ``level`` of integers, by order statistics: (lowest, highest)."""
-    ordered = sorted(values)
-    cut = int(len(ordered) * (1 - level) / 2)
-    return ordered[cut], ordered[-1 - cut]
+def confidence(curves, timesteps, best):
+    """How sure the choice of ``timesteps[best]`` is, from the scores of resamples (draws, timesteps).
+
+    Where several candidates are equal, each of them is as good a choice.
+
+    Returns:
+        tuple[tuple[int, int], float, float]: The timesteps between which the central 90 % of the choices lie, and the
+            probabilities of the choice, and of it or a neighbouring candidate.
+    """
+    equal = curves == curves.amax(1, keepdim=True)
+    places = torch.arange(len(timesteps))
+    lowest = torch.where(equal, places, len(timesteps)).amin(1).sort().values
+    highest = torch.where(equal, places, -1).amax(1).sort().values
+    cut = len(curves) // 20
+    share = (equal / equal.sum(1, keepdim=True)).mean(0)  # (timesteps,)
+    near = share[max(0, best - 1):best + 2].sum()
+    return (timesteps[lowest[cut]], timesteps[highest[-1 - cut]]), share[best].item(), near.item()

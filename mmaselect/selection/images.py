@@ -12,7 +12,7 @@ class TensorImages:
 
     Args:
         images (Tensor): (N, 3, H, W) in [-1, 1].
-        labels (Tensor | None): (N,) classes, or (N, H, W) classes per pixel; -1 and 255 are no class.
+        labels (Tensor | None): (N,) classes, or (N, H, W) classes per pixel, where 255 is no class; nor is -1.
         batch_size (int): Images at a time.
     """
 

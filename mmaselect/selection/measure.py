@@ -9,6 +9,8 @@ from mmaselect.extract.noise import mix, seeded_noise
 from .images import rank_and_size
 from .views import augment
 
+ONE_SIZE = 'this score needs images of one size: set image_size, or choose another score'
+
 
 class Measurement:
     """Rows of one or several scores, for every image and every timestep that was asked for. Grows in both.
@@ -88,8 +90,7 @@ class Measurement:
             if total is not None:
                 before = self.totals.get((place, timestep, tap), 0)
                 if not isinstance(before, int) and before.shape != total.shape:
-                    raise ValueError(f'the score {score.name!r} needs images of one size: set image_size, or choose '
-                                     'another score')
+                    raise ValueError(ONE_SIZE)
                 self.totals[place, timestep, tap] = before + total
 
     def gathered(self, place=0):
@@ -117,15 +118,17 @@ class Measurement:
 
 
 def _add(left, right):
+    if any(left[key].shape != right[key].shape for key in left.keys() & right.keys()):
+        raise ValueError(ONE_SIZE)
     return {key: left[key] + right[key] if key in left and key in right else left.get(key, right.get(key))
             for key in {**left, **right}}
 
 
 def on_grid(labels, grid, stride):
-    """Labels at the middle of the cells of a feature map (h, w): (B,) as they are, (B, H, W) -> (B, h, w); 255 becomes -1."""
-    labels = labels.long().where(labels != 255, torch.full((), -1, dtype=torch.long, device=labels.device))
+    """Labels at the middle of the cells of a feature map (h, w): (B,) as they are, (B, H, W) -> (B, h, w), 255 becomes -1."""
     if labels.ndim == 1:
-        return labels
+        return labels.long()
+    labels = labels.long().where(labels != 255, torch.full((), -1, dtype=torch.long, device=labels.device))
     # A cell that pads the image at its end shows the last pixel.
     y, x = ((torch.arange(cells) * stride + stride // 2).clamp_max(side - 1)
             for cells, side in zip(grid, labels.shape[-2:], strict=True))

@@ -16,7 +16,7 @@ def tap_name(tap):
 class Candidate:
     """One timestep: its noise level, log-SNR, score per tap, and the score that counts for the choice.
 
-    That is the mean over the taps, or, where the tap is chosen as well, the highest of the calibrated ones.
+    That is the mean over the taps, or, where the tap is chosen as well, the highest of them.
     """
     timestep: int
     sigma: float

@@ -9,11 +9,11 @@ import torch
 from tqdm import tqdm
 
 from . import candidates as timesteps
-from .confidence import bootstrap, interval
+from .confidence import bootstrap, confidence
 from .images import rank_and_size
 from .measure import Measurement
 from .result import Candidate, SelectionResult
-from .scores import build, mean_ratio
+from .scores import Score, build, mean_ratio
 
 CONTROL_IMAGES = 64
 FIRST_IMAGES = 128  # of a sweep that takes more images until its choice is stable
@@ -53,6 +53,8 @@ def sweep(extractor, images, *, candidates=20, score='view_consistency', choose_
     if score.labelled and not images.labelled:
         raise ValueError(f'the score {score.name!r} needs labels, and these images have none: choose a score without, such as '
                          'view_consistency')
+    if grow and type(score).terms is Score.terms:
+        raise ValueError(f'the score {score.name!r} cannot say how stable its choice is: give a number of images, not auto')
     if set(controls) - {'noise', 'random weights'}:
         raise ValueError(f"controls are 'noise' and 'random weights', not {sorted(controls)}")
     ts = timesteps.resolve(candidates, len(extractor.process))
@@ -133,10 +135,8 @@ class _Table:
         self.interval = self.probability = self.near = None
         if terms:
             resampled = bootstrap(terms, seed=measurement.seed).unflatten(1, (len(ts), -1))  # (draws, timesteps, taps)
-            choices = (resampled.amax(2) if choose_tap else resampled.mean(2)).argmax(1).tolist()
-            self.interval = interval([ts[k] for k in choices])
-            self.probability = choices.count(best) / len(choices)
-            self.near = sum(abs(k - best) <= 1 for k in choices) / len(choices)
+            curves = resampled.amax(2) if choose_tap else resampled.mean(2)  # (draws, timesteps)
+            self.interval, self.probability, self.near = confidence(curves, ts, best)
 
 
 def _expect(bar, forwards):

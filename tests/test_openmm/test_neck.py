@@ -75,7 +75,11 @@ def test_other_taps_than_configured_are_named(given):
     (dict(output='pyramid', num_taps=2), '2 taps cannot feed a pyramid of 4 levels'),
     (dict(output='pyramid', scales=(8,)), 'scales by 4, 2, 1 or 0.5, not 8'),
     (dict(num_images=0), 'num_images=0'),
+    (dict(num_images='all'), "num_images='all': the sweep needs at least one, or 'auto'"),
+    (dict(taps=[(0, 'hidden')]), "taps=.*: 'auto', or None to leave them"),
+    (dict(taps='auto', num_taps=4), "taps='auto' chooses one tap, and the neck is set up for 4: set num_taps=1"),
     (dict(score='best'), "unknown score 'best'"),
+    (dict(score=dict(type='ridge', penalty=1)), "score 'ridge'.*penalty"),
 ])
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

@@ -4,10 +4,10 @@ import pytest
 import tiny
 import torch
 import torch.multiprocessing
-from planted import BEST, TIMES, Planted, colours, rank_of_two
+from planted import BEST, RUNS, TIMES, TWO_TAPS, Planted, colours, rank_of_two, run
 
 from mmaselect.extract import NoiseProcess
-from mmaselect.selection import SelectionResult, TensorImages, sweep
+from mmaselect.selection import SCORES, SelectionResult, TensorImages, sweep
 from mmaselect.selection.candidates import even, resolve
 from mmaselect.selection.views import augment
 
@@ -16,21 +16,28 @@ def scores_of(result):
     return [c.score for c in result.candidates]
 
 
-@pytest.mark.parametrize('score', ['hfr', 'view_consistency'])
+def classes(count=24):
+    """Labels of ``colours``: how red."""
+    red = colours(count)[:, 0].mean((1, 2))
+    return (red > red.median()).long()
+
+
+@pytest.mark.parametrize('score', ['hfr', 'hfr_coherent', 'view_consistency', 'fisher'])
 def test_finds_the_planted_timestep(score):
-    result = sweep(Planted(), TensorImages(colours()), candidates=TIMES, score=score)
+    result = sweep(Planted(), TensorImages(colours(), classes()), candidates=TIMES, score=score)
     assert result.timestep == BEST
     assert not result.at_edge
     assert [c.timestep for c in result.candidates] == list(TIMES)
 
 
-@pytest.mark.parametrize('score', ['hfr', 'view_consistency'])
+@pytest.mark.parametrize('score', SCORES)
 def test_batch_sizes_change_nothing(score):
-    results = [sweep(Planted(), TensorImages(colours(), batch_size=size), candidates=TIMES, score=score, forward_batch=forward)
+    results = [sweep(Planted(), TensorImages(colours(), classes(), batch_size=size), candidates=TIMES, score=score,
+                     forward_batch=forward)
                for size, forward in ((24, 64), (5, 64), (24, 1), (1, 7))]
-    assert {r.timestep for r in results} == {BEST}
+    assert len({r.timestep for r in results}) == 1
     for result in results[1:]:
-        assert scores_of(result) == pytest.approx(scores_of(results[0]), rel=1e-5)
+        assert scores_of(result) == pytest.approx(scores_of(results[0]), rel=1e-4, abs=1e-6)
 
 
 def test_the_order_of_the_images_changes_nothing():
@@ -53,17 +60,33 @@ def test_twice_in_a_row_is_the_same_and_the_global_generator_is_left_alone():
     assert scores_of(first) != scores_of(sweep(Planted(), TensorImages(colours()), candidates=TIMES, seed=1))
 
 
-def test_two_ranks_share_the_work_and_agree(tmp_path):
-    torch.multiprocessing.start_processes(rank_of_two, (str(tmp_path),), nprocs=2, start_method='spawn')
-    alone = sweep(Planted(), TensorImages(colours(23), batch_size=4), candidates=TIMES)
-    ranks = [SelectionResult.load(tmp_path / f'{rank}.json') for rank in (0, 1)]
-    assert ranks[0].candidates == ranks[1].candidates
-    assert {r.timestep for r in (alone, *ranks)} == {BEST}
-    assert scores_of(ranks[0]) == pytest.approx(scores_of(alone), rel=1e-6)
-    assert ranks[0].num_images == 23
-    forwards = [torch.load(tmp_path / f'{rank}.pt', weights_only=True) for rank in (0, 1)]
-    assert forwards == [12 * 2 * len(TIMES), 11 * 2 * len(TIMES)]
-    assert ranks[0].forwards == sum(forwards) == alone.forwards
+@pytest.fixture(scope='module')
+def ranks(tmp_path_factory):
+    """Results and forward passes of both ranks, by the name of the run."""
+    folder = tmp_path_factory.mktemp('ranks')
+    torch.multiprocessing.start_processes(rank_of_two, (str(folder),), nprocs=2, start_method='spawn')
+    return {name: ([SelectionResult.load(folder / f'{name}.{rank}.json') for rank in (0, 1)],
+                   [torch.load(folder / f'{name}.{rank}.pt', weights_only=True) for rank in (0, 1)]) for name in RUNS}
+
+
+@pytest.mark.parametrize('name', RUNS)
+def test_two_ranks_share_the_work_and_agree(name, ranks):
+    (first, second), forwards = ranks[name]
+    alone, whole = run(name)
+    assert first.candidates == second.candidates and (first.timestep, first.tap) == (second.timestep, second.tap)
+    assert (first.timestep, first.tap, first.num_images) == (alone.timestep, alone.tap, alone.num_images)
+    assert (first.interval, first.probability) == (alone.interval, alone.probability)
+    assert scores_of(first) == pytest.approx(scores_of(alone), rel=1e-5)
+    assert first.forwards == second.forwards == sum(forwards) == alone.forwards == whole
+
+
+def test_what_two_ranks_find_is_right(ranks):
+    found = {name: results[0] for name, (results, _) in ranks.items()}
+    assert {found[name].timestep for name in ('plain', 'grown', 'coherent', 'one image')} == {BEST}
+    assert (found['tap'].timestep, found['tap'].tap) == (TWO_TAPS[1][0], (1, 'hidden'))
+    assert found['grown'].num_images == 128  # of 150
+    assert ranks['plain'][1] == [12 * 2 * len(TIMES), 11 * 2 * len(TIMES)]
+    assert ranks['one image'][1] == [len(TIMES), 0]
 
 
 def test_each_view_is_encoded_once_and_candidates_share_forward_passes():
@@ -80,6 +103,58 @@ def test_a_real_extractor_keeps_its_mode_and_weights():
     assert extractor.training
     assert all(torch.equal(value, before[name]) for name, value in extractor.state_dict().items())
     assert all(len(c.tap_scores) == 2 and c.score == pytest.approx(sum(c.tap_scores) / 2) for c in result.candidates)
+
+
+@pytest.mark.parametrize('score', SCORES)
+@pytest.mark.parametrize('height, width', [(4, 24), (13, 21)])
+def test_every_score_of_a_real_extractor_on_odd_images(score, height, width):
+    """Grids of 1x6 and 4x6 cells, the second with cells that reach beyond the image."""
+    images, labels = tiny.images(6, height, width), torch.arange(6 * height * width).view(6, height, width) // 5 % 3
+    result = sweep(tiny.extractor(), TensorImages(images, labels), candidates=[0, 300], score=score)
+    assert all(isinstance(score, float) for score in scores_of(result))  # and finite, or the sweep had refused
+
+
+def test_labels_per_pixel_are_those_at_the_middle_of_the_cells():
+    """An extractor whose feature is the label at the middle of its 4x4 pixels, at the end of the image its last pixel."""
+    class Cells(Planted):
+        token_stride = 4
+
+        def features(self, latent, t, noise):
+            return (latent[:, :1, [2, 6, 8]][:, :, :, [2, 6, 10, 12]],)
+
+    labels = torch.randint(2, (10, 9, 13), generator=torch.Generator().manual_seed(0))
+    images = labels[:, None].float().expand(-1, 3, -1, -1)
+    labels[0, 2, 2] = 255
+    for score in ('ridge', 'fisher'):
+        result = sweep(Cells(), TensorImages(images, labels), candidates=[0], score=dict(type=score, cells=12))
+        assert result.best.score == pytest.approx(1)
+
+
+def test_class_255_of_an_image_is_a_class():
+    labels = torch.where(classes() > 0, 255, 254)
+    result = sweep(Planted(), TensorImages(colours(), labels), candidates=[BEST], score='ridge')
+    assert result.best.score > 0.8
+
+
+def test_scores_that_need_labels_say_so():
+    with pytest.raises(ValueError, match="'ridge' needs labels, and these images have none"):
+        sweep(Planted(), TensorImages(colours()), candidates=TIMES, score='ridge')
+
+
+def test_auto_asks_the_labels_where_there_are_any():
+    found = [sweep(Planted(), TensorImages(colours(), labels), candidates=TIMES, score='auto') for labels in (classes(), None)]
+    assert [result.score['type'] for result in found] == ['ridge', 'view_consistency']
+    assert scores_of(found[0])[0] < 0.8 < found[0].best.score
+
+
+def test_coherent_hfr_of_images_of_two_sizes_is_refused():
+    class TwoSizes(TensorImages):
+        def batches(self, start, stop):
+            for indices, images, labels in super().batches(start, stop):
+                yield indices, images[..., :12 + indices[0]], labels
+
+    with pytest.raises(ValueError, match='needs images of one size: set image_size'):
+        sweep(Planted(), TwoSizes(colours(), batch_size=4), candidates=TIMES, score='hfr_coherent')
 
 
 def test_one_candidate_is_chosen_and_no_edge():

@@ -5,7 +5,6 @@ ranks are put together in the order of the images, so that neither batch size no
 turns them into the score. Most scores are a mean of ratios of sums over images: these say only what the sums are of
 (``terms``), and get their value and its bootstrap from that.
 """
-from dataclasses import asdict
 from typing import ClassVar
 
 SCORES = {}
@@ -87,7 +86,7 @@ class Score:
 
     def describe(self):
         """Name and options, such that ``build`` makes the same score of it."""
-        return dict(type=self.name, **asdict(self))
+        return dict(type=self.name, **vars(self))
 
 
 from . import consistency, frequency, probe, rank  # noqa: E402, F401, they register themselves

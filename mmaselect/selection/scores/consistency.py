@@ -12,6 +12,8 @@ def standardise(features):
 
     Such a channel carries nothing, and dividing by its rounding error would make noise of it.
     """
+    if len(features) < 2:
+        return features[:, :0]
     centred = features - features.mean(0)
     deviation = centred.std(0)
     varies = deviation > 1e-6 * features.abs().amax(0)

@@ -15,8 +15,9 @@ def pooled(feature, side):
 
 
 def places(h, w, count):
-    """``count`` different cells of an (h, w) grid, spread at random but always the same; all where there are fewer."""
-    return torch.randperm(h * w, generator=torch.Generator().manual_seed(0))[:count].sort().values
+    """``count`` cells of an (h, w) grid, spread at random but always the same; where there are fewer, some more than once."""
+    order = torch.randperm(h * w, generator=torch.Generator().manual_seed(0))
+    return order.repeat(-(-count // (h * w)))[:count].sort().values
 
 
 class Labelled(Score):
@@ -62,7 +63,7 @@ class RidgeProbe(Labelled):
         labels = rows[..., -1].long().flatten()  # (n * m,)
         valid = labels >= 0
         classes = int(labels.max()) + 1 if valid.any() else 0
-        if n < 2 or len(labels[valid].unique()) < 2:
+        if valid.view(n, m).any(1).sum() < 2 or len(labels[valid].unique()) < 2:
             raise ValueError('the score ridge needs images of at least two classes: raise num_images')
         features = rows[..., :-1].flatten(0, 1)  # (n * m, F)
         x = features.new_zeros(n * m, features.shape[1])
@@ -81,6 +82,9 @@ class RidgeProbe(Labelled):
             inner = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype), x.T)  # (F, n * m)
             fitted = x @ (inner @ target)
             own = x.view(n, m, -1) @ inner.T.view(n, m, -1).transpose(1, 2)
+        # The intercept is refitted as well: with that of all images, the others would say what the left-out one's label is.
+        counts = valid.view(n, m, 1).to(x)
+        own = own + counts * counts.transpose(1, 2) / valid.sum()
         residual = (target - fitted).view(n, m, classes)
         left_out = torch.linalg.solve(torch.eye(m, dtype=x.dtype) - own, residual)
         predicted = (target.view(n, m, classes) - left_out + y.sum(0) / valid.sum()).argmax(-1)  # (n, m)

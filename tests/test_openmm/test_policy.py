@@ -1,0 +1,161 @@
+"""What the neck's policy asks of the sweep: the tap, the labels, how many images; and what of it is kept."""
+import numpy as np
+import pytest
+import runs
+import torch
+from PIL import Image
+
+from mmaselect.extract import TAPS
+from mmaselect.openmm import AutoTimestepHook, AutoTimestepNeck, images
+from mmaselect.openmm import hook as module
+from mmaselect.registry import MODELS
+from mmaselect.selection import SelectionResult
+
+SEG, CLS, ADE = 'aselect_fashion_scenes', 'aselect_cub', 'aselect_ade20k'
+CHOICES = [[0, 'query'], [2, 'mlp']]  # none is the tap of the config
+AUTO = {'model.backbone.taps': [(3, 'hidden')], 'model.neck.num_taps': 1, 'model.neck.taps': 'auto',
+        'model.neck.tap_candidates': CHOICES}
+
+
+def read(folder):
+    return SelectionResult.load(folder / 'timestep_selection.json')
+
+
+# Timestep and tap
+
+
+@pytest.fixture(scope='module')
+def trained(data, tmp_path_factory):
+    """A segmentor that chose its tap, after two iterations and a validation."""
+    folder = tmp_path_factory.mktemp('auto')
+    runner = runs.runner(SEG, data, folder, AUTO)
+    runner.train()
+    return runner, read(folder), folder / 'iter_2.pth'
+
+
+def test_the_tap_is_chosen_used_and_stored(trained):
+    runner, result, checkpoint = trained
+    assert list(map(list, result.taps)) == CHOICES
+    best = max(result.candidates, key=lambda c: c.score)
+    assert (result.timestep, result.tap) == (best.timestep, result.taps[best.tap_scores.index(best.score)])
+    assert runner.model.backbone.extractor.taps == (result.tap,)
+    state = torch.load(checkpoint, map_location='cpu', weights_only=False)['state_dict']
+    assert state['backbone.tap'].tolist() == [result.tap[0], list(TAPS).index(result.tap[1])]
+    assert int(state['backbone.timestep']) == result.timestep
+
+
+def test_testing_a_checkpoint_restores_its_tap(trained, data, tmp_path):
+    before, result, checkpoint = trained
+    runner = runs.runner(SEG, data, tmp_path, {**AUTO, 'load_from': str(checkpoint)})
+    assert runner.model.backbone.extractor.taps == ((3, 'hidden'),)
+    metrics = runner.test()
+    assert runner.model.backbone.extractor.taps == (result.tap,)
+    assert runner.model.backbone.chosen == result.timestep
+    assert metrics['mIoU'] == pytest.approx(before.message_hub.log_scalars['val/mIoU'].current())
+    assert not (tmp_path / 'timestep_selection.json').exists()
+
+
+def test_an_averaged_model_restores_its_tap(data, tmp_path):
+    """EMAHook copies the model before the sweep."""
+    def with_average(folder, **changes):
+        cfg = runs.config(CLS, data, folder, {**AUTO, **changes})
+        cfg.custom_hooks.append(dict(type='EMAHook'))
+        return runs.Runner.from_cfg(cfg)
+
+    with_average(tmp_path).train()
+    runner = with_average(tmp_path / 'test', load_from=str(tmp_path / 'epoch_1.pth'))
+    runner.test()
+    assert runner.model.backbone.extractor.taps == (read(tmp_path).tap,)
+
+
+def test_a_dit_that_is_trained_must_name_its_tap(data, tmp_path):
+    runner = runs.runner(CLS, data, tmp_path, {**AUTO, 'model.backbone.frozen': False})
+    with pytest.raises(ValueError, match="taps='auto' needs frozen=True: choose the tap first, with tools/select_timestep"):
+        runner.train()
+    assert runner.model.backbone.extractor.taps == ((3, 'hidden'),) and runner.model.backbone.chosen is None
+
+
+def test_by_default_all_features_of_the_upper_blocks_are_tried(monkeypatch):
+    backbone = MODELS.build(dict(type='mmaselect.DiTBackbone', arch=runs.tiny.ARCH, taps=[(0, 'hidden')]))
+    with module.choosing_taps(backbone, AutoTimestepNeck(runs.WIDTH, taps='auto')):
+        assert backbone.extractor.taps == tuple((block, name) for block in (1, 2, 3) for name in TAPS)
+    assert backbone.extractor.taps == ((0, 'hidden'),)
+    with module.choosing_taps(backbone, AutoTimestepNeck(runs.WIDTH)):
+        assert backbone.extractor.taps == ((0, 'hidden'),)
+
+
+# Images, finer steps, controls
+
+
+def test_the_policy_reaches_the_sweep(data, tmp_path):
+    changes = {'model.neck.num_images': 'auto', 'model.neck.budget': 130, 'model.neck.controls': ['noise']}
+    result = AutoTimestepHook().select(runs.runner(SEG, data, tmp_path, changes))
+    assert result.num_images == runs.TRAIN  # all, as there are fewer than the first step takes
+    # Three candidates of 6 images in 2 views each, as many for the control, and finer steps for what is left of the budget.
+    assert list(result.controls) == ['noise'] and len(result.candidates) > 3
+    assert 130 - 2 * 12 < result.forwards - 36 <= 130
+
+
+def test_the_log_has_every_remark(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(SelectionResult, 'remarks', ['one thing', 'and another'])
+    result = AutoTimestepHook().select(runs.runner(CLS, data, tmp_path))
+    log, = tmp_path.glob('*/*.log')
+    assert result.summary() in log.read_text()
+    assert all(f'WARNING - timestep selection: {remark}\n' in log.read_text() for remark in result.remarks)
+
+
+# Labels
+
+
+@pytest.mark.parametrize('name', [SEG, CLS])
+@pytest.mark.parametrize('score', ['auto', 'ridge'])
+def test_a_probe_gets_the_labels(name, score, data, tmp_path):
+    result = AutoTimestepHook().select(runs.runner(name, data, tmp_path, {'model.neck.score': score, 'model.neck.controls': []}))
+    assert result.score['type'] == 'ridge' and 0 <= result.best.score <= 1
+    assert read(tmp_path) == result
+
+
+def labels(runner, size=None):
+    """Path -> label, and whether there are any."""
+    source = images.SweepImages(runner.cfg, runner.model, 6, size, seed=0)
+    assert source.labelled and len(source) == 6
+    return {source.dataset.get_data_info(index)['img_path']: (label, image)
+            for indices, stack, own in source.batches(0, 6) for index, image, label in zip(indices, stack, own, strict=True)}
+
+
+def test_labels_of_classes_are_those_of_the_images(data, tmp_path):
+    found = labels(runs.runner(CLS, data, tmp_path))
+    assert len(found) == 6
+    for path, (label, _) in found.items():
+        assert f'{int(label) + 1:03d}.Bird' in path  # classes count from 0, folders from 1
+
+
+@pytest.mark.parametrize('size', [None, (24, 20)])
+def test_labels_of_pixels_are_those_of_the_images(size, data, tmp_path):
+    """The masks are of the size of the files, and the pipeline of validation resizes the images; then they are cut."""
+    resized = 0
+    for path, (label, image) in labels(runs.runner(ADE, data, tmp_path), size).items():
+        assert label.shape == image.shape[1:]
+        mask = np.asarray(Image.open(path.replace('images', 'annotations').replace('.jpg', '.png')))
+        resized += mask.shape != label.shape
+        # Quarters of one class each, and 0 in the file is no class.
+        corners = torch.from_numpy(mask[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int) - 1)
+        assert label[[0, 0, -1, -1], [0, -1, 0, -1]].tolist() == corners.where(corners >= 0, torch.tensor(255)).tolist()
+    assert resized > 3  # else this shows nothing
+
+
+def test_a_mask_is_sized_with_its_image():
+    """Twice as high and three times as wide as its mask."""
+    class Pixels(dict):
+        gt_sem_seg = type('PixelData', (), dict(data=torch.tensor([[[3, 255], [0, 1]]])))
+
+    label = images.label_of(Pixels(gt_sem_seg=None), torch.zeros(3, 4, 6))
+    assert label.tolist() == [[3] * 3 + [255] * 3] * 2 + [[0] * 3 + [1] * 3] * 2
+    assert images.label_of({}, torch.zeros(3, 4, 6)) is None
+
+
+@pytest.mark.parametrize('labels, expected', [([2], 2), ([0, 2], None)])
+def test_an_image_of_several_classes_has_no_one_label(labels, expected):
+    from mmpretrain.structures import DataSample
+    label = images.label_of(DataSample().set_gt_label(labels), torch.zeros(3, 4, 6))
+    assert label == expected if expected is None else int(label) == expected and label.ndim == 0
