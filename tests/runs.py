@@ -116,7 +116,7 @@ def model_options(name):
     """A tiny model in place of the shipped one; of the controls, which are small, only the VAE is replaced."""
     vae = {f'model.backbone.arch.vae.{key}': value for key, value in tiny.VAE.items()}
     if name.startswith('random'):
-        return {'model.backbone.arch.vae._delete_': True, **vae}  # it is a path in the config
+        return vae
     options = {
         'model.backbone.pretrained': None, **vae,
         **{f'model.backbone.arch.transformer.{key}': value for key, value in tiny.DIT.items()},
@@ -124,7 +124,7 @@ def model_options(name):
         'model.neck.in_channels': WIDTH,
     }
     if not segments(name):
-        return {**options, 'model.head.in_channels': WIDTH}
+        return {**options, 'model.neck.num_taps': 1, 'model.head.in_channels': WIDTH}
     options.update({'model.decode_head.in_channels': [WIDTH] * 4, 'model.decode_head.channels': 8})
     if name.endswith('ade20k'):
         options.update({'model.auxiliary_head.in_channels': WIDTH, 'model.auxiliary_head.channels': 8})
