@@ -31,7 +31,8 @@ SCORES = {
     'hfr': 'hfr', 'hfr, low cutoff': dict(type='hfr', cutoff=0.25), 'hfr, no DC': dict(type='hfr', cutoff=0.0, dc=False),
     'hfr_coherent': 'hfr_coherent', 'view_consistency': 'view_consistency',
     'view_consistency, all': dict(type='view_consistency', components=None),
-    'rankme': 'rankme', 'alpha_req': 'alpha_req', 'lidar': 'lidar', 'fisher': 'fisher', 'ridge': 'ridge'}
+    'cell_consistency': 'cell_consistency', 'rankme': 'rankme',
+    'alpha_req': 'alpha_req', 'lidar': 'lidar', 'fisher': 'fisher', 'ridge': 'ridge'}
 
 
 def spearman(a, b):

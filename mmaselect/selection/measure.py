@@ -7,7 +7,7 @@ import torch.distributed as dist
 from mmaselect.extract.noise import mix, seeded_noise
 
 from .images import rank_and_size
-from .views import augment
+from .views import align, augment
 
 ONE_SIZE = 'this score needs images of one size: set image_size, or choose another score'
 
@@ -29,7 +29,7 @@ class Measurement:
         self.noise_images, self.advance = noise_images, advance
         # (augmented, view) of all maps that some score wants
         self.kinds = sorted({(score.augmented, view) for score in scores for view in range(score.views)})
-        self.chunks = []  # per batch: indices, labels, and for each kind the latents and the noises (B, C, h, w)
+        self.chunks = []  # per batch: indices, labels, where the views came from, latents and noises of all kinds
         self.measured = []  # per batch: the timesteps that were measured
         self.rows = {}  # (score's place, timestep, image) -> per tap a row
         self.totals = {}  # (score's place, timestep, tap's place) -> a sum over images
@@ -47,21 +47,23 @@ class Measurement:
             if self.noise_images:
                 images = torch.stack([seeded_noise(images.shape[1:], self.seed, index, 'image')
                                       for index in indices]).mul_(0.5).clamp_(-1, 1).to(images.device)
-            latents, noises = [], []
+            latents, noises, origins = [], [], {}
             for augmented, view in self.kinds:
                 seen = images
                 if augmented:
-                    seen = torch.stack([augment(image, torch.Generator().manual_seed(mix(self.seed, index, view)))
-                                        for image, index in zip(images, indices, strict=True)])
+                    views = [augment(image, torch.Generator().manual_seed(mix(self.seed, index, view)))
+                             for image, index in zip(images, indices, strict=True)]
+                    seen, origins[view] = torch.stack([image for image, _ in views]), [origin for _, origin in views]
                 latents.append(self.extractor.encoder(seen))
                 noises.append(torch.stack([seeded_noise(latents[-1].shape[1:], self.seed, index, view) for index in indices]))
-            self.chunks.append((list(indices), labels, torch.cat(latents), torch.cat(noises).to(latents[0].device)))
+            self.chunks.append((list(indices), labels, origins, images.shape[-1], torch.cat(latents),
+                                torch.cat(noises).to(latents[0].device)))
             self.measured.append(set())
 
     @torch.no_grad()
     def run(self, timesteps):
         """Measures whatever is missing of the images added so far at these timesteps."""
-        for (indices, labels, latents, noises), done in zip(self.chunks, self.measured, strict=True):
+        for (*about, latents, noises), done in zip(self.chunks, self.measured, strict=True):
             missing = [t for t in timesteps if t not in done]
             group = max(1, self.forward_batch // len(latents))  # candidates per forward pass
             for first in range(0, len(missing), group):
@@ -70,20 +72,23 @@ class Measurement:
                 maps = self.extractor.features(latents.repeat(len(chosen), 1, 1, 1), t, noises.repeat(len(chosen), 1, 1, 1))
                 for tap, own in enumerate(maps):
                     for timestep, values in zip(chosen, own.chunk(len(chosen)), strict=True):
-                        self._observe(timestep, tap, values, indices, labels)
+                        self._observe(timestep, tap, values, *about)
                 self.forwards += len(t)
                 self.advance(len(t))
             done.update(missing)
 
-    def _observe(self, timestep, tap, values, indices, labels):
+    def _observe(self, timestep, tap, values, indices, labels, origins, width):
         if not values.isfinite().all():
             raise FloatingPointError(f'the feature {self.extractor.taps[tap]} is not finite at t={timestep}: run the DiT and the '
                                      'VAE in float32 or bfloat16 (float16 overflows), and check the weights')
+        stride = getattr(self.extractor, 'token_stride', 1)
         views = dict(zip(self.kinds, values.chunk(len(self.kinds)), strict=True))
         if labels is not None:
-            labels = on_grid(labels, values.shape[-2:], getattr(self.extractor, 'token_stride', 1)).to(values.device)
+            labels = on_grid(labels, values.shape[-2:], stride).to(values.device)
         for place, score in enumerate(self.scores):
             maps = [views[score.augmented, view] for view in range(score.views)]
+            if score.aligned:
+                maps = [align(own, origins[view], width, stride) for view, own in enumerate(maps)]
             for index, row in zip(indices, score.observe(maps, labels).float().cpu(), strict=True):
                 self.rows.setdefault((place, timestep, index), []).append(row)
             total = score.total(maps)

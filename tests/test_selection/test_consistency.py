@@ -39,3 +39,20 @@ def test_principal_components_ignore_what_is_not_leading():
 def test_view_consistency_of_one_image_is_refused():
     with pytest.raises(ValueError, match='raise num_images'):
         value('view_consistency', torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 2))
+
+
+def test_cell_consistency_is_the_intraclass_correlation_of_cells():
+    """Content of variance 1 in each of 36 cells and noise of variance v: ICC = 1 / (1 + v)."""
+    content = seeded_noise((200, 6, 6, 6), 0)
+    views = [content + math.sqrt(0.5) * seeded_noise((200, 6, 6, 6), k) for k in (1, 2)]
+    score = dict(type='cell_consistency', components=None, cells=36)
+    assert value(score, *views) == pytest.approx(1 / 1.5, abs=0.02)
+    assert value(score, content, content) == pytest.approx(1)
+    assert value(score, content, content.flip(-1)) == pytest.approx(0, abs=0.05)  # the same pooled, at other places
+
+
+def test_cell_consistency_looks_only_where_every_view_does():
+    content = seeded_noise((50, 3, 10, 20), 0)
+    other = content.clone()
+    other[..., 0] = other[..., -1] = other[..., 0, :] = other[..., -1, :] = 1e3
+    assert value('cell_consistency', content, other) == pytest.approx(1)

@@ -59,11 +59,13 @@ class Score:
         name (str): Set by ``register``.
         views (int): Maps that it compares per image: 1, or 2 with independent noise.
         augmented (bool): Whether the views are random augmentations of the image (see ``views.py``) or the image itself.
+        aligned (bool): Whether the maps of augmented views are laid back on the image before they are observed.
         labelled (bool): Whether it needs labels.
     """
     name: ClassVar[str]
     views: ClassVar[int] = 1
     augmented: ClassVar[bool] = False
+    aligned: ClassVar[bool] = False
     labelled: ClassVar[bool] = False
 
     def observe(self, maps, labels=None):

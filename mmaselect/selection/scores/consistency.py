@@ -20,6 +20,21 @@ def standardise(features):
     return centred[:, varies] / deviation[varies]
 
 
+def principal(features, components):
+    """(N, D), standardised, in their leading principal components (N, k); None keeps all."""
+    features = standardise(features)
+    if features.shape[1] and components is not None:
+        _, vectors = torch.linalg.eigh(features.T @ features)  # ascending
+        features = features @ vectors[:, -components:]
+    return features
+
+
+def places(h, w, count):
+    """``count`` cells of an (h, w) grid, spread at random but always the same; where there are fewer, some more than once."""
+    order = torch.randperm(h * w, generator=torch.Generator().manual_seed(0))
+    return order.repeat(-(-count // (h * w)))[:count].sort().values
+
+
 @register('view_consistency')
 @dataclass(frozen=True)
 class ViewConsistency(Score):
@@ -42,10 +57,39 @@ class ViewConsistency(Score):
 
     def terms(self, rows, total):
         if len(rows) < 2:
-            raise ValueError('view_consistency compares images and was given one: raise num_images')
-        both = standardise(rows.transpose(0, 1).flatten(0, 1))  # (2 N, D)
-        if both.shape[1] and self.components is not None:
-            _, vectors = torch.linalg.eigh(both.T @ both)  # ascending
-            both = both @ vectors[:, -self.components:]
-        a, b = both.chunk(2)  # (N, k) each
+            raise ValueError(f'{self.name} compares images and was given one: raise num_images')
+        a, b = principal(rows.transpose(0, 1).flatten(0, 1), self.components).chunk(2)  # (N, k) each
         return a * b, (a.square() + b.square()) / 2
+
+
+@register('cell_consistency')
+@dataclass(frozen=True)
+class CellConsistency(Score):
+    """``view_consistency`` of the cells of the map in place of the pooled map, for dense tasks. Ours; no labels.
+
+    The views' maps are laid back on the image, and the intraclass correlation is that of the two features of the same place, in
+    the leading principal components of all places of all images. Two augmented views per image.
+
+    Args:
+        components (int | None): Leading principal components; None keeps all.
+        cells (int): Cells per image that are looked at, of those that every view shows.
+    """
+    views: ClassVar[int] = 2
+    augmented: ClassVar[bool] = True
+    aligned: ClassVar[bool] = True
+    components: int | None = 16
+    cells: int = 16
+
+    def observe(self, maps, labels=None):
+        h, w = maps[0].shape[-2:]
+        top, left = h // 8, w // 8  # augmentation shifts by up to a tenth
+        inner = torch.stack([m[:, :, top:h - top, left:w - left].flatten(2) for m in maps], 1)  # (B, 2, D, places)
+        chosen = places(h - 2 * top, w - 2 * left, self.cells).to(inner.device)
+        return inner[..., chosen].transpose(2, 3)  # (B, 2, m, D)
+
+    def terms(self, rows, total):
+        n, _, m, _ = rows.shape
+        if n < 2:
+            raise ValueError(f'{self.name} compares images and was given one: raise num_images')
+        a, b = principal(rows.transpose(0, 1).flatten(0, 2), self.components).view(2, n, m, -1)  # (N, m, k) each
+        return (a * b).sum(1), (a.square() + b.square()).sum(1) / 2

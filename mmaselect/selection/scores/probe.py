@@ -6,18 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from . import Score, register
-from .consistency import standardise
+from .consistency import places, standardise
 
 
 def pooled(feature, side):
     """(B, D, h, w) -> (B, D * side * side), the mean over each of side x side parts of the grid."""
     return F.adaptive_avg_pool2d(feature.float(), side).flatten(1)
-
-
-def places(h, w, count):
-    """``count`` cells of an (h, w) grid, spread at random but always the same; where there are fewer, some more than once."""
-    order = torch.randperm(h * w, generator=torch.Generator().manual_seed(0))
-    return order.repeat(-(-count // (h * w)))[:count].sort().values
 
 
 class Labelled(Score):
