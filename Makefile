@@ -25,8 +25,8 @@ test: $(INSTALLED)
 demo: $(INSTALLED) $(SCENES)
 	$(BIN)/python tools/train.py configs/dit_aselect_fashion_scenes.py
 
-bench-selection: work_dirs/pixel_dit work_dirs/flow_dit
-	$(BIN)/python benchmarks/selection.py
+bench-selection: work_dirs/pixel_dit/loss.png work_dirs/flow_dit/loss.png
+	$(BIN)/python benchmarks/selection.py --out benchmarks/results/selection.json
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -56,8 +56,8 @@ $(PRETRAINING): tools/dataset_converters/fashion_scenes.py | $(SCENES)
 	$(BIN)/python tools/dataset_converters/fashion_scenes.py data/fashion_mnist data/fashion_scenes --pretrain 50000
 	touch $@
 
-work_dirs/pixel_dit: | $(PRETRAINING)
-	$(BIN)/python tools/pretrain_dit.py $@ $(IMAGES) --work-dir $@.work --dit-steps 5000 --pixels
+work_dirs/pixel_dit/loss.png: | $(PRETRAINING)
+	$(BIN)/python tools/pretrain_dit.py $(@D) $(IMAGES) --work-dir $(@D)_work --dit-steps 5000 --pixels
 
-work_dirs/flow_dit: | $(PRETRAINING)
-	$(BIN)/python tools/pretrain_dit.py $@ $(IMAGES) --work-dir $@.work --dit-steps 5000 --flow --vae configs/fashion_dit
+work_dirs/flow_dit/loss.png: | $(PRETRAINING)
+	$(BIN)/python tools/pretrain_dit.py $(@D) $(IMAGES) --work-dir $(@D)_work --dit-steps 5000 --flow --vae configs/fashion_dit

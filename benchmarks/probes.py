@@ -30,7 +30,8 @@ class Ridge:
         scale = torch.where(deviation > 1e-6 * mean.abs().clamp_min(1e-6), 1 / deviation.clamp_min(1e-12), 0)
         gram = (gram - mean[:, None] * mean) * scale[:, None] * scale
         cross = (cross - mean[:, None] * target) * scale[:, None]
-        weights = torch.linalg.solve(gram + RIDGE * torch.eye(len(gram), dtype=gram.dtype), cross) * scale[:, None]
+        gram.diagonal().add_(RIDGE)
+        weights = torch.linalg.solve(gram, cross) * scale[:, None]
         return weights.float(), (target - mean @ weights).float()
 
 
@@ -50,18 +51,17 @@ def targets(feature, labels, classes):
 class Accuracy:
     """Per cent of images that are right, or, of masks, the mean IoU."""
 
-    def __init__(self, classes):
-        self.matrix = torch.zeros(classes, classes)
+    def __init__(self, classes, masks):
+        self.matrix, self.masks = torch.zeros(classes, classes), masks
 
     def add(self, outputs, feature, labels):
-        if labels.ndim == 3:
+        if self.masks:
             grid = outputs.view(len(labels), *feature.shape[-2:], -1).permute(0, 3, 1, 2)  # (B, C, h, w)
             outputs = F.interpolate(grid, labels.shape[-2:], mode='bilinear').permute(0, 2, 3, 1)
         classes = len(self.matrix)
         valid = (labels >= 0) & (labels < classes)
         pairs = labels[valid] * classes + outputs.argmax(-1).view(labels.shape)[valid]
-        self.matrix += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
-        self.masks = labels.ndim == 3
+        self.matrix += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
 
     def value(self):
         right = self.matrix.diag()
@@ -80,20 +80,26 @@ def exhaustive(task, timesteps):
     start, table = time.perf_counter(), []
     classes = int(max(images.labels[images.labels != 255].max() for images in (task.train, task.test))) + 1
 
-    def encoded(images):
-        for _, batch, labels in images.batches(0, len(images)):
-            yield task.extractor.encoder(batch), labels
+    device, masks = next(task.extractor.parameters()).device, task.train.labels.ndim == 3
 
-    task.train.batch_size = task.test.batch_size = 100
+    def encoded(images):
+        """Batches of latents, and labels on the CPU."""
+        size = max(1, 100 * 64**2 // images.images.shape[-1] // images.images.shape[-2])
+        for batch, labels in zip(images.images.split(size), images.labels.split(size), strict=True):
+            yield task.extractor.encoder(batch.to(device)), labels
+
     train, test = list(encoded(task.train)), list(encoded(task.test))
     noise = seeded_noise(train[0][0].shape[1:], 0)[None]
     for t in tqdm(timesteps, desc=f'{task.name}: exhaustive search', unit=' timesteps'):
         probes = [Ridge() for _ in task.extractor.taps]
         for latent, labels in train:
-            for probe, feature in zip(probes, task.extractor.features(latent, t, noise), strict=True):
-                probe.add(inputs(feature, labels), targets(feature, labels, classes))
-        fits, right = [probe.fit() for probe in probes], [Accuracy(classes) for _ in probes]
+            maps, labels = task.extractor.features(latent, t, noise), labels.to(device)
+            wanted = targets(maps[0], labels, classes)  # maps of all taps have one size
+            for probe, feature in zip(probes, maps, strict=True):
+                probe.add(inputs(feature, labels), wanted)
+        fits, right = [probe.fit() for probe in probes], [Accuracy(classes, masks) for _ in probes]
         for latent, labels in test:
+            labels = labels.to(device)
             for (weights, bias), metric, feature in zip(fits, right, task.extractor.features(latent, t, noise), strict=True):
                 metric.add(inputs(feature, labels) @ weights + bias, feature, labels)
         table.append([metric.value() for metric in right])

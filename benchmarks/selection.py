@@ -36,15 +36,19 @@ SCORES = {
 
 
 def spearman(a, b):
-    """Rank correlation of two lists."""
-    a, b = (torch.tensor(v, dtype=torch.float64).argsort().argsort().double() for v in (a, b))
-    return torch.corrcoef(torch.stack([a, b]))[0, 1].item()
+    """Rank correlation of two lists, equal values sharing their rank; 0 where one of them is constant."""
+    def ranks(values):
+        values = torch.tensor(values, dtype=torch.float64)
+        ranks = ((values[:, None] > values).sum(1) + (values[:, None] >= values).sum(1)).double()
+        return ranks - ranks.mean()
+    a, b = ranks(a), ranks(b)
+    scale = (a.square().sum() * b.square().sum()).sqrt()
+    return (a @ b / scale).item() if scale > 0 else 0.0
 
 
 def measure(task, timesteps, names, images, seed):
     """For each score its values (T, taps), the forward passes that it needs and its seconds; all share one measurement."""
     built = [scores.build(SCORES[name]) for name in names]
-    task.train.batch_size = 32
     measurement = Measurement(task.extractor, built, seed=seed)
     start = time.perf_counter()
     measurement.add(task.train.batches(0, images))
@@ -52,20 +56,22 @@ def measure(task, timesteps, names, images, seed):
     seconds = time.perf_counter() - start
     for place, (name, score) in enumerate(zip(names, built, strict=True)):
         start = time.perf_counter()
-        rows, totals = measurement.gathered(place)
-        values = [[score.value(own, totals.get((t, tap))) for tap, own in enumerate(rows[t])] for t in timesteps]
+        values = torch.zeros(len(timesteps), len(task.extractor.taps))
+        for t, tap, rows, total in measurement.gathered(place):
+            values[timesteps.index(t), tap] = score.value(rows, total)
         share = score.views / measurement.per_image  # of the forward passes, where nearly all of the time goes
-        yield name, torch.tensor(values), score.views * images * len(timesteps), seconds * share + time.perf_counter() - start
+        yield name, values, score.views * images * len(timesteps), seconds * share + time.perf_counter() - start
 
 
 def rows_of(task, timesteps, accuracy, exhaustive_seconds, name, values, images, forwards, seconds, seed):
     """A row per tap, and one for the joint choice."""
     common = dict(setting=task.name, model=task.model, dataset=task.dataset, score=name, seed=seed, images=images,
                   forwards=forwards, seconds=round(seconds, 1), exhaustive_seconds=round(exhaustive_seconds, 1))
-    for k, (block, tap) in enumerate([*task.extractor.taps, (None, 'joint')]):
-        if tap == 'joint':
+    for k, (block, tap) in enumerate([*task.extractor.taps, (None, None)]):
+        if block is None:
             chosen, best = int(values.argmax()), int(accuracy.argmax())
             found, oracle = accuracy.flatten()[chosen].item(), accuracy.max().item()
+            block, tap = None, 'joint: {1} of block {0}'.format(*task.extractor.taps[chosen % accuracy.shape[1]])
             ours, theirs, correlation = chosen // accuracy.shape[1], best // accuracy.shape[1], spearman(
                 values.flatten().tolist(), accuracy.flatten().tolist())
         else:
@@ -82,7 +88,7 @@ def report(rows):
              f'{"seconds":>9}{"exhaustive":>11}']
     for setting, name in dict.fromkeys((row['setting'], row['score']) for row in rows):
         own = [row for row in rows if (row['setting'], row['score']) == (setting, name)]
-        taps, joint = [r for r in own if r['tap'] != 'joint'], [r for r in own if r['tap'] == 'joint']
+        taps, joint = [r for r in own if r['block'] is not None], [r for r in own if r['block'] is None]
 
         def mean(key, of):
             return sum(row[key] for row in of) / len(of)
@@ -96,29 +102,30 @@ def report(rows):
     return '\n'.join(lines)
 
 
-def from_config(path, checkpoint, images):
-    """A task of a config's own model and training images, one third of them for the test."""
+def from_config(path, checkpoint, images, test):
+    """A task of a config's own model and training images, ``test`` of which the probes are tested on."""
     from mmaselect.openmm import DiTBackbone, hook, launch
-    from mmaselect.openmm.images import SweepImages
     from mmaselect.openmm.neck import AutoTimestepNeck
-    args = launch.parser('').parse_args([path])
-    cfg = launch.load_config(args)
-    cfg.load_from = checkpoint
+    cfg = launch.load_config(launch.parser('').parse_args([path]))
+    if checkpoint:
+        launch.check_checkpoint(checkpoint)
+    cfg.load_from, cfg.resume = checkpoint, False
     launch.prepare(cfg)
     runner = launch.build_runner(cfg)
     runner.load_or_resume()
     model = hook.unwrap(runner.model)
     backbone, neck = hook.find(model, DiTBackbone), hook.find(model, AutoTimestepNeck)
-    size = neck.image_size or getattr(model.data_preprocessor, 'size', None)
-    found = SweepImages(cfg, model, images, size, neck.policy['seed'])
-    parts = list(found.batches(0, images))
-    if not found.labelled or len({part.shape[1:] for _, part, _ in parts}) > 1:
-        raise SystemExit('the exhaustive search needs labels and images of one size: set image_size of the neck')
-    x, y = torch.cat([part for _, part, _ in parts]), torch.cat([labels for _, _, labels in parts])
+    if backbone is None or neck is None:
+        raise SystemExit(f'{path} has no DiTBackbone or no AutoTimestepNeck')
+    found = hook.images_of(cfg, model, neck, images + test)
+    parts = [(part.cpu(), labels) for _, part, labels in found.batches(0, images + test)]
+    if any(labels is None for _, labels in parts) or len({part.shape[1:] for part, _ in parts}) > 1:
+        raise SystemExit('the exhaustive search needs labels, and images of one size: set image_size of the neck')
+    x, y = torch.cat([part for part, _ in parts]), torch.cat([labels.cpu() for _, labels in parts])
     backbone.extractor.set_taps(neck.tap_candidates or hook.default_taps(backbone))
-    cut = 2 * len(x) // 3
-    return tasks.Task(Path(path).stem, str(checkpoint or path), 'training images', backbone.extractor,
-                      TensorImages(x[:cut], y[:cut]), TensorImages(x[cut:], y[cut:]))
+    test = min(test, len(x) // 3)
+    return tasks.Task(Path(path).stem, str(checkpoint or path), 'training images', backbone.extractor.eval(),
+                      TensorImages(x[test:], y[test:]), TensorImages(x[:test], y[:test]))
 
 
 def main():
@@ -132,20 +139,24 @@ def main():
     parser.add_argument('--tasks', nargs='+', choices=tasks.TASKS, default=list(tasks.TASKS), metavar='TASK')
     parser.add_argument('--scores', nargs='+', choices=SCORES, default=list(SCORES), metavar='SCORE')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks' / 'results' / 'selection.json')
+    parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'selection.json')
     args = parser.parse_args()
+    if args.config:
+        args.seeds = args.seeds[:1]  # the images are the config's, the same for every seed
+    else:
+        tasks.check(args.tasks)
     commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     head = dict(command=' '.join(['python', *sys.argv]), commit=commit, cores=os.cpu_count(), torch=torch.__version__)
     rows = []
     for seed in args.seeds:
         for name in [args.config] if args.config else args.tasks:
-            task = (from_config(args.config, args.checkpoint, args.images) if args.config
+            task = (from_config(args.config, args.checkpoint, args.images, args.test_images) if args.config
                     else tasks.build(name, args.images, args.test_images, seed))
             timesteps = even(len(task.extractor.process), args.timesteps)
             accuracy, seconds = exhaustive(task, timesteps)
-            for score, *found in measure(task, timesteps, args.scores, args.sweep_images, seed):
-                values, forwards, own = found
-                rows += rows_of(task, timesteps, accuracy, seconds, score, values, args.sweep_images, forwards, own, seed)
+            images = min(args.sweep_images, len(task.train))
+            for score, values, forwards, own in measure(task, timesteps, args.scores, images, seed):
+                rows += rows_of(task, timesteps, accuracy, seconds, score, values, images, forwards, own, seed)
             with atomic(args.out) as part:  # after every setting, since the whole takes hours
                 part.write_text(json.dumps(dict(head, rows=rows), indent=1) + '\n')
             print(report([row for row in rows if row['setting'] == task.name]), flush=True)

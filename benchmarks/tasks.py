@@ -1,4 +1,5 @@
 """What the choice is measured on: models, real images and their labels."""
+import importlib.util
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,12 +113,19 @@ TASKS = {  # name: model, images, what was done to them
     'jpeg segmentation': ('latent', scenes, jpeg)}
 
 
+def check(names):
+    """Ends the program where something is missing, before hours have gone into what comes before it."""
+    for model, images, _ in map(TASKS.get, names):
+        if not (MODELS[model] / 'loss.png').is_file():
+            raise SystemExit(f'{MODELS[model]} is missing: make it with `make {MODELS[model].relative_to(ROOT)}/loss.png`')
+        if images is digits and not importlib.util.find_spec('sklearn'):
+            raise SystemExit('the digits are scikit-learn\'s: pip install scikit-learn')
+
+
 def build(name, train, test, seed):
     """A task by its name; the images of a seed are others than those of another."""
     model, images, degrade = TASKS[name]
     folder = MODELS[model]
-    if not folder.is_dir():
-        raise SystemExit(f'{folder} is missing: make it with `make {folder.relative_to(ROOT)}`')
     taps = [(block, tap) for block in BLOCKS for tap in TAPS]
     x, y, test_x, test_y = images(train, test, seed)
     dataset = images.__name__ + ('' if degrade is clean else f', {degrade.__name__}')

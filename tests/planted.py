@@ -19,6 +19,8 @@ class Planted(nn.Module):
         peaks (Sequence[tuple[int, float]]): Per tap, where it is richest and how rich it is there, in [0, 1].
     """
 
+    token_stride = 1
+
     def __init__(self, peaks=((BEST, 1),)):
         super().__init__()
         self.process = NoiseProcess.from_scheduler(DDPMScheduler())

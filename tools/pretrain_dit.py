@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.datasets.mnist import read_image_file
 from torchvision.utils import save_image
 
@@ -123,8 +122,10 @@ def precision(args):
     """Mixed precision where asked for. On a CPU, PyTorch's fused attention is slow in bfloat16: plain matmuls are not."""
     context = contextlib.ExitStack()
     if args.bf16:
-        context.enter_context(torch.autocast(args.device, torch.bfloat16))
-        if args.device == 'cpu':
+        from torch.nn.attention import SDPBackend, sdpa_kernel  # torch 2.3 and newer
+        device = torch.device(args.device).type
+        context.enter_context(torch.autocast(device, torch.bfloat16))
+        if device == 'cpu':
             context.enter_context(sdpa_kernel(SDPBackend.MATH))
     return context
 

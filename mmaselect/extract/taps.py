@@ -1,6 +1,6 @@
 """Names and indices of the features that can be read from a transformer block."""
 
-# In the order in which a block computes them.
+# Checkpoints with a chosen tap store its place here: append, never insert.
 TAPS = {
     'modulated': 'input of the attention, after adaLN',
     'query': 'attention queries, before the head split',

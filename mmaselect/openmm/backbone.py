@@ -42,6 +42,7 @@ class DiTBackbone(BaseModule):
         taps = [tuple(tap) if isinstance(tap, list) else tap for tap in taps]
         self.extractor = (FeatureExtractor.from_pretrained(pretrained, taps) if arch is None
                           else FeatureExtractor.from_arch(arch, taps))
+        self.taps = self.extractor.taps  # those of the config
         self.fixed = timestep
         self.noise, self.seed, self.frozen = noise, seed, frozen
         self.register_buffer('timestep', torch.tensor(-1))
@@ -101,8 +102,11 @@ class DiTBackbone(BaseModule):
         # mmengine loads module by module, so this, and not load_state_dict, sees a checkpoint's timestep.
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         block, name = self.tap.tolist()
-        if block >= 0:
-            self.extractor.set_taps([(block, list(TAPS)[name])])
+        taps = self.taps if block < 0 else [(block, list(TAPS)[name])]
+        if not self.frozen and tuple(taps) != self.extractor.taps:
+            raise ValueError(f'the checkpoint was made with the tap {taps[0]}, which was chosen, and a DiT that is trained needs '
+                             f'its taps in the config: set backbone.taps={taps}')
+        self.extractor.set_taps(taps)
         if self.fixed is not None and self.chosen != self.fixed:
             if self.chosen is not None:
                 warnings.warn(f'the checkpoint was made at timestep {self.chosen} and the config fixes timestep={self.fixed}, '

@@ -29,6 +29,12 @@ def find(model, kind):
     return next((module for module in model.modules() if isinstance(module, kind)), None)
 
 
+def images_of(cfg, model, neck, count):
+    """``count`` training images for the neck's policy."""
+    size = neck.image_size or getattr(model.data_preprocessor, 'size', None)
+    return SweepImages(cfg, model, count, (size, size) if isinstance(size, int) else size, neck.policy['seed'])
+
+
 def default_taps(backbone):
     """All taps of four blocks from the middle of the DiT to near its end, where published probes found the best features."""
     depth = backbone.extractor.family.depth
@@ -94,14 +100,14 @@ class AutoTimestepHook(Hook):
         if backbone is None:
             raise ValueError('AutoTimestepHook found no DiTBackbone in the model: remove the hook or use the backbone')
         if backbone.chosen is not None and not self.reselect:
+            if neck and neck.policy['choose_tap'] and backbone.tap[0] < 0:
+                raise ValueError("taps='auto' chooses the tap together with the timestep, and the timestep is settled, by "
+                                 'backbone.timestep or by the checkpoint: leave it open, or name the tap in backbone.taps')
             return None
         if neck is None:
             raise ValueError("no timestep is chosen and the model has no AutoTimestepNeck, which holds the policy: add it to "
                              "model.neck (type='mmaselect.AutoTimestepNeck'), or fix backbone.timestep")
-        size = neck.image_size or getattr(model.data_preprocessor, 'size', None)
-        if isinstance(size, int):
-            size = (size, size)
-        images = SweepImages(runner.cfg, model, neck.num_images, size, neck.policy['seed'])
+        images = images_of(runner.cfg, model, neck, neck.num_images)
         with choosing_taps(backbone, neck):
             result = sweep(backbone.extractor, images, progress=True, **neck.policy)
         # EMAHook has copied the model by now, and may evaluate with the copy's buffers.

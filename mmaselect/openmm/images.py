@@ -86,11 +86,15 @@ def centre_crop(image, size):
 
 def label_of(data_sample, image):
     """The class of an image, or the classes of its pixels (H, W), as a tensor; None where there is no one such label."""
+    if data_sample is None:
+        return None
     if 'gt_label' in data_sample and data_sample.gt_label.numel() == 1:
         return data_sample.gt_label.reshape(()).long()
     if 'gt_sem_seg' in data_sample:
         mask = data_sample.gt_sem_seg.data[None].float()  # (1, 1, h, w), of the original size where the pipeline resized
-        return F.interpolate(mask, image.shape[-2:], mode='nearest')[0, 0].long()
+        _, right, _, bottom = data_sample.get('img_padding_size', (0, 0, 0, 0))  # by the data_preprocessor
+        height, width = image.shape[-2] - bottom, image.shape[-1] - right
+        return F.pad(F.interpolate(mask, (height, width), mode='nearest'), (0, right, 0, bottom), value=255)[0, 0].long()
     return None
 
 
@@ -136,7 +140,8 @@ class SweepImages:
         for _, group in itertools.groupby(self._prepared(share), key=lambda item: item[1].shape):
             while chunk := list(itertools.islice(group, self.batch_size)):
                 indices, images, labels = zip(*chunk, strict=True)
-                yield list(indices), torch.stack(images), None if labels[0] is None else torch.stack(labels)
+                some = any(label is None for label in labels)  # such as in a set of several labels per image
+                yield list(indices), torch.stack(images), None if some else torch.stack(labels)
 
     def _prepared(self, indices):
         loader = torch.utils.data.DataLoader(Sample(self.dataset, indices, self.seed), batch_size=None,
@@ -144,7 +149,7 @@ class SweepImages:
         for index, data in loader:
             batch = self.preprocess(pseudo_collate([data]), False)
             image = batch['inputs'][0]
-            label = label_of(batch['data_samples'][0], image)
+            label = label_of((batch.get('data_samples') or [None])[0], image)
             if label is not None and label.ndim:
                 label = centre_crop(label, self.size)
             yield index, centre_crop(image, self.size), label

@@ -5,6 +5,7 @@ from torch import nn
 
 from mmaselect.registry import MODELS
 from mmaselect.selection import scores
+from mmaselect.selection.sweep import check
 
 MOST_IMAGES = 2048  # of a sweep that takes more images until its choice is stable
 
@@ -102,10 +103,11 @@ class AutoTimestepNeck(BaseModule):
             raise ValueError(f"num_images={num_images!r}: the sweep needs at least one, or 'auto'")
         if taps not in (None, 'auto'):
             raise ValueError(f"taps={taps!r}: 'auto', or None to leave them to the backbone's config")
+        if tap_candidates and taps is None:
+            raise ValueError("tap_candidates are what taps='auto' chooses from: set it, or leave them out")
         if taps == 'auto' and num_taps != 1:
             raise ValueError(f"taps='auto' chooses one tap, and the neck is set up for {num_taps}: set num_taps=1")
-        if score != 'auto':
-            scores.build(score)
+        check(scores.build(score), taps == 'auto', num_images == 'auto', controls)
         self.policy = dict(candidates=candidates, score=score, choose_tap=taps == 'auto', grow=num_images == 'auto',
                            budget=budget, controls=tuple(controls), seed=seed, forward_batch=forward_batch)
         self.num_images = MOST_IMAGES if num_images == 'auto' else num_images

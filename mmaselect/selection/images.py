@@ -1,10 +1,20 @@
-"""The images of a sweep. What the sweep needs of them is two attributes and one method; see ``TensorImages``."""
+"""The images of a sweep, and how ranks share them. What the sweep needs of images is an attribute and two methods; see
+``TensorImages``."""
 import torch.distributed as dist
 
 
 def rank_and_size():
     """This process's rank and how many there are, (0, 1) where torch.distributed does not run."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def gather(value):
+    """Every rank's value, in the order of the ranks, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone
 
 
 class TensorImages:
@@ -21,6 +31,7 @@ class TensorImages:
 
     @property
     def labelled(self):
+        """Whether ``batches`` gives labels."""
         return self.labels is not None
 
     def __len__(self):

@@ -1,25 +1,25 @@
-"""From images to what the scores see of them: each image is encoded once, and every candidate gets the same noise."""
+"""From images to what the scores see of them: each view is encoded once, and every candidate gets the same noise."""
 import functools
+import operator
 
 import torch
-import torch.distributed as dist
 
 from mmaselect.extract.noise import mix, seeded_noise
 
-from .images import rank_and_size
+from .images import gather
 from .views import align, augment
-
-ONE_SIZE = 'this score needs images of one size: set image_size, or choose another score'
 
 
 class Measurement:
     """Rows of one or several scores, for every image and every timestep that was asked for. Grows in both.
 
+    Memory: a score's rows, in float32, for every image, timestep and tap, and the latents of all views.
+
     Args:
         extractor (FeatureExtractor): In evaluation mode.
         scores (Sequence[Score]): What to measure; views are shared between them.
         seed (int): Of noise and augmentation.
-        forward_batch (int): Latents per forward pass of the transformer; several candidates share one.
+        forward_batch (int): At most so many latents per forward pass of the transformer; several candidates share one.
         noise_images (bool): Whether to put Gaussian noise in the place of the images: a control.
         advance (Callable[[int], None]): Told of each forward pass's latents.
     """
@@ -29,10 +29,12 @@ class Measurement:
         self.noise_images, self.advance = noise_images, advance
         # (augmented, view) of all maps that some score wants
         self.kinds = sorted({(score.augmented, view) for score in scores for view in range(score.views)})
-        self.chunks = []  # per batch: indices, labels, where the views came from, latents and noises of all kinds
-        self.measured = []  # per batch: the timesteps that were measured
-        self.rows = {}  # (score's place, timestep, image) -> per tap a row
-        self.totals = {}  # (score's place, timestep, tap's place) -> a sum over images
+        self.labelled = any(score.labelled for score in scores)
+        self.chunks = []  # per batch: indices, labels, origins of the views, width in pixels, latents and noises of all kinds
+        self.timesteps = []  # those that were asked for
+        self.measured = []  # per batch: how many of them were measured
+        self.rows = {}  # (score's place, timestep, tap's place) -> rows (B, ...) per batch, on the CPU
+        self.totals = {}  # the same -> a sum over images
         self.forwards = 0
 
     @property
@@ -43,28 +45,36 @@ class Measurement:
     @torch.no_grad()
     def add(self, batches):
         """Encodes batches of (indices, images (B, 3, H, W), labels or None)."""
+        size = max(1, self.forward_batch // self.per_image)
+        device = next(self.extractor.parameters(), torch.empty(0)).device
         for indices, images, labels in batches:
-            if self.noise_images:
-                images = torch.stack([seeded_noise(images.shape[1:], self.seed, index, 'image')
-                                      for index in indices]).mul_(0.5).clamp_(-1, 1).to(images.device)
-            latents, noises, origins = [], [], {}
-            for augmented, view in self.kinds:
-                seen = images
-                if augmented:
-                    views = [augment(image, torch.Generator().manual_seed(mix(self.seed, index, view)))
-                             for image, index in zip(images, indices, strict=True)]
-                    seen, origins[view] = torch.stack([image for image, _ in views]), [origin for _, origin in views]
-                latents.append(self.extractor.encoder(seen))
-                noises.append(torch.stack([seeded_noise(latents[-1].shape[1:], self.seed, index, view) for index in indices]))
-            self.chunks.append((list(indices), labels, origins, images.shape[-1], torch.cat(latents),
-                                torch.cat(noises).to(latents[0].device)))
-            self.measured.append(set())
+            for start in range(0, len(indices), size):
+                part = slice(start, start + size)
+                self._add(list(indices)[part], images[part].to(device), labels[part] if self.labelled else None)
+
+    def _add(self, indices, images, labels):
+        if self.noise_images:
+            images = torch.stack([seeded_noise(images.shape[1:], self.seed, index, 'image')
+                                  for index in indices]).mul_(0.5).clamp_(-1, 1).to(images.device)
+        latents, noises, origins = [], [], {}
+        for augmented, view in self.kinds:
+            seen = images
+            if augmented:
+                views = [augment(image, torch.Generator().manual_seed(mix(self.seed, index, view, 'augmentation')))
+                         for image, index in zip(images, indices, strict=True)]
+                seen, origins[view] = torch.stack([image for image, _ in views]), [origin for _, origin in views]
+            latents.append(self.extractor.encoder(seen))
+            noises.append(torch.stack([seeded_noise(latents[-1].shape[1:], self.seed, index, view) for index in indices]))
+        self.chunks.append((indices, labels, origins, images.shape[-1], torch.cat(latents),
+                            torch.cat(noises).to(latents[0].device)))
+        self.measured.append(0)
 
     @torch.no_grad()
     def run(self, timesteps):
-        """Measures whatever is missing of the images added so far at these timesteps."""
-        for (*about, latents, noises), done in zip(self.chunks, self.measured, strict=True):
-            missing = [t for t in timesteps if t not in done]
+        """Measures these timesteps, and what is missing of those that were asked for before."""
+        self.timesteps += [t for t in timesteps if t not in self.timesteps]
+        for place, (_, *about, latents, noises) in enumerate(self.chunks):
+            missing = self.timesteps[self.measured[place]:]
             group = max(1, self.forward_batch // len(latents))  # candidates per forward pass
             for first in range(0, len(missing), group):
                 chosen = missing[first:first + group]
@@ -75,13 +85,13 @@ class Measurement:
                         self._observe(timestep, tap, values, *about)
                 self.forwards += len(t)
                 self.advance(len(t))
-            done.update(missing)
+            self.measured[place] = len(self.timesteps)
 
-    def _observe(self, timestep, tap, values, indices, labels, origins, width):
+    def _observe(self, timestep, tap, values, labels, origins, width):
         if not values.isfinite().all():
             raise FloatingPointError(f'the feature {self.extractor.taps[tap]} is not finite at t={timestep}: run the DiT and the '
                                      'VAE in float32 or bfloat16 (float16 overflows), and check the weights')
-        stride = getattr(self.extractor, 'token_stride', 1)
+        stride = self.extractor.token_stride
         views = dict(zip(self.kinds, values.chunk(len(self.kinds)), strict=True))
         if labels is not None:
             labels = on_grid(labels, values.shape[-2:], stride).to(values.device)
@@ -89,52 +99,37 @@ class Measurement:
             maps = [views[score.augmented, view] for view in range(score.views)]
             if score.aligned:
                 maps = [align(own, origins[view], width, stride) for view, own in enumerate(maps)]
-            for index, row in zip(indices, score.observe(maps, labels).float().cpu(), strict=True):
-                self.rows.setdefault((place, timestep, index), []).append(row)
+            key = place, timestep, tap
+            self.rows.setdefault(key, []).append(score.observe(maps, labels).float().cpu())
             total = score.total(maps)
             if total is not None:
-                before = self.totals.get((place, timestep, tap), 0)
-                if not isinstance(before, int) and before.shape != total.shape:
-                    raise ValueError(ONE_SIZE)
-                self.totals[place, timestep, tap] = before + total
+                self.totals[key] = _sum([self.totals[key], total] if key in self.totals else [total])
 
     def gathered(self, place=0):
-        """Of one score and of all ranks: rows by timestep, each a list per tap of (N, ...) in float64 in the order of the images,
-        and totals by (timestep, tap)."""
-        rows = {key[1:]: row for key, row in self.rows.items() if key[0] == place}
-        totals = {key[1:]: total for key, total in self.totals.items() if key[0] == place}
-        if dist.is_initialized():
-            everyone = [None] * dist.get_world_size()
-            dist.all_gather_object(everyone, (rows, totals))
-            rows = {key: row for own, _ in everyone for key, row in own.items()}
-            totals = functools.reduce(_add, (own for _, own in everyone))
-        table = {}
-        for timestep, index in sorted(rows):
-            table.setdefault(timestep, []).append(rows[timestep, index])
-        return {t: [torch.stack(tap).double() for tap in zip(*images, strict=True)] for t, images in table.items()}, totals
-
-    def all_forwards(self):
-        """Forward passes of all ranks."""
-        if not dist.is_initialized():
-            return self.forwards
-        everyone = [None] * rank_and_size()[1]
-        dist.all_gather_object(everyone, self.forwards)
-        return sum(everyone)
+        """Of one score and of all ranks, for each timestep in ascending order and each tap: the timestep, the tap's place, rows
+        (N, ...) in float64 in the order of the images, and the total or None. Every rank must go through all of it."""
+        order = torch.tensor([index for own in gather([chunk[0] for chunk in self.chunks]) for chunk in own for index in chunk])
+        order = order.argsort()
+        for timestep in sorted(self.timesteps):
+            for tap in range(len(self.extractor.taps)):
+                key = place, timestep, tap
+                rows = [part for own in gather(self.rows.get(key, [])) for part in own]
+                totals = [own for own in gather(self.totals.get(key)) if own is not None]
+                yield timestep, tap, torch.cat(rows)[order].double(), _sum(totals) if totals else None
 
 
-def _add(left, right):
-    if any(left[key].shape != right[key].shape for key in left.keys() & right.keys()):
-        raise ValueError(ONE_SIZE)
-    return {key: left[key] + right[key] if key in left and key in right else left.get(key, right.get(key))
-            for key in {**left, **right}}
+def _sum(totals):
+    if len({total.shape for total in totals}) > 1:
+        raise ValueError('this score needs images of one size: set image_size, or choose another score')
+    return functools.reduce(operator.add, totals)
 
 
 def on_grid(labels, grid, stride):
     """Labels at the middle of the cells of a feature map (h, w): (B,) as they are, (B, H, W) -> (B, h, w), 255 becomes -1."""
     if labels.ndim == 1:
         return labels.long()
-    labels = labels.long().where(labels != 255, torch.full((), -1, dtype=torch.long, device=labels.device))
     # A cell that pads the image at its end shows the last pixel.
     y, x = ((torch.arange(cells) * stride + stride // 2).clamp_max(side - 1)
             for cells, side in zip(grid, labels.shape[-2:], strict=True))
-    return labels[:, y][:, :, x]
+    labels = labels[:, y][:, :, x].long()
+    return labels.where(labels != 255, torch.full_like(labels, -1))

@@ -86,10 +86,11 @@ class SelectionResult:
                         + ('; the optimum may lie beyond' if self.timestep > 0 else ''))
         if self.flat:
             said.append('the optimum is flat: images drawn again would choose anything from t={} to t={}'.format(*self.interval))
-        alike = [name for name, timestep in self.controls.items() if timestep == self.timestep]
+        low, high = self.interval or (self.timestep, self.timestep)
+        alike = [f'{name}, t={t}' for name, t in self.controls.items() if t == self.timestep or low <= t <= high]
         if alike:
-            said.append(f'the control ({" and ".join(alike)}) chooses the same timestep, so that the score alone is no evidence '
-                        'that the images make it the best')
+            said.append(f'a control would have chosen the same ({"; ".join(alike)}), so that the score is no evidence that the '
+                        'images make it the best')
         return said
 
     def summary(self):

@@ -1,20 +1,24 @@
 """The sweep: scores every candidate timestep on a few images, and takes the best."""
 import copy
 import hashlib
-import importlib.metadata
 import math
 import time
 
+import diffusers
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
+
+from mmaselect.version import __version__
 
 from . import candidates as timesteps
 from .confidence import bootstrap, confidence
-from .images import rank_and_size
+from .images import gather, rank_and_size
 from .measure import Measurement
 from .result import Candidate, SelectionResult
 from .scores import Score, build, mean_ratio
 
+CONTROLS = ('noise', 'random weights')
 CONTROL_IMAGES = 64
 FIRST_IMAGES = 128  # of a sweep that takes more images until its choice is stable
 STABLE = 0.95  # probability at which it is
@@ -28,120 +32,167 @@ def sweep(extractor, images, *, candidates=20, score='view_consistency', choose_
 
     Args:
         extractor (FeatureExtractor): Left in the mode and with the weights it had.
-        images (TensorImages): Or whatever has its attributes and method.
+        images (TensorImages): Or whatever has its attribute and methods.
         candidates (int | Sequence[int]): Timesteps, or how many to spread over the schedule.
         score (str | dict | Score): See ``scores``.
         choose_tap (bool): Whether to choose one of the extractor's taps together with the timestep, in place of the timestep that
-            is best for all taps on average.
+            is best for all taps on average. Takes the highest score of any tap, so only for scores that mean the same for all.
         grow (bool): Whether to begin with 128 images and double them until 95 % of the bootstrap's choices are the choice or a
             neighbour of it.
-        budget (int | None): Forward passes, images times candidates times views. What the candidates leave of it goes into finer
-            steps around the best; None takes no finer steps.
+        budget (int | None): Forward passes, images times timesteps times views. What images, candidates and controls leave of it
+            goes into finer steps around the best; None takes no finer steps.
         controls (Sequence[str]): 'noise' and 'random weights': what would the same score choose there?
         seed (int): Of noise, augmentation and bootstrap.
-        forward_batch (int): Latents per forward pass of the transformer; several candidates share one.
+        forward_batch (int): At most so many latents per forward pass of the transformer; several candidates share one.
         progress (bool): Whether the first rank shows a progress bar.
 
     Returns:
         SelectionResult
 
     Raises:
-        ValueError: No images, bad candidates, an unknown score or control, or a score that needs labels and gets none.
+        ValueError: No images, bad candidates, an unknown score or control, a score that cannot do what is asked of it or needs
+            labels and gets none, or a budget that is too small.
         FloatingPointError: A feature or a score is not finite.
     """
-    score = build(score, images.labelled)
-    if score.labelled and not images.labelled:
-        raise ValueError(f'the score {score.name!r} needs labels, and these images have none: choose a score without, such as '
-                         'view_consistency')
-    if grow and type(score).terms is Score.terms:
-        raise ValueError(f'the score {score.name!r} cannot say how stable its choice is: give a number of images, not auto')
-    if set(controls) - {'noise', 'random weights'}:
-        raise ValueError(f"controls are 'noise' and 'random weights', not {sorted(controls)}")
     ts = timesteps.resolve(candidates, len(extractor.process))
     if not len(images):
         raise ValueError('the sweep got no images: check that the dataset is not empty and that num_images is at least 1')
+    score = build(score, score == 'auto' and images.labelled)
+    check(score, choose_tap, grow, controls)
+    if score.labelled and not images.labelled:
+        raise ValueError(f'the score {score.name!r} needs labels, and these images have none: choose a score without, such as '
+                         'view_consistency')
     training, start = extractor.training, time.perf_counter()
     extractor.eval()
     try:
-        with tqdm(desc='timestep sweep', unit=' forwards', disable=not progress or rank_and_size()[0] > 0) as bar:
-            main = Measurement(extractor, [score], seed=seed, forward_batch=forward_batch, advance=bar.update)
-            table = _measure(main, images, ts, choose_tap, grow, budget, bar)
-            found, forwards = {}, main.all_forwards()
+        with tqdm(desc='timestep sweep', unit=' forwards', total=0, disable=not progress or rank_and_size()[0] > 0) as bar:
+            options = dict(seed=seed, forward_batch=forward_batch, advance=bar.update)
+            main = Measurement(extractor, [score], **options)
+            # A probe needs many images of each class; what needs no labels shows its bias on few.
+            few = min(len(images), FIRST_IMAGES if grow else len(images), len(images) if score.labelled else CONTROL_IMAGES)
+            left = math.inf if budget is None else budget - len(controls) * few * len(ts) * main.per_image
+            table = _measure(main, images, ts, choose_tap, grow, budget is not None, left, bar)
+            found, forwards = {}, sum(gather(main.forwards))
             for name in controls:
                 model = _randomised(extractor, seed) if name == 'random weights' else extractor
-                other = Measurement(model, [score], seed=seed, forward_batch=forward_batch, noise_images=name == 'noise',
-                                    advance=bar.update)
-                _expect(bar, min(len(images), CONTROL_IMAGES) * len(ts) * other.per_image)
-                other.add(images.batches(0, CONTROL_IMAGES))
-                other.run(ts)
-                found[name] = _Table(other, choose_tap).timestep
-                forwards += other.all_forwards()
+                other = Measurement(model, [score], noise_images=name == 'noise', **options)
+                _step(other, images, 0, few, ts, bar)
+                found[name] = _choose(other, choose_tap, sure=False).timestep
+                forwards += sum(gather(other.forwards))
     finally:
         extractor.train(training)
     return SelectionResult(
         timestep=table.timestep, tap=table.tap, candidates=table.candidates, taps=tuple(extractor.taps), score=score.describe(),
         num_images=table.num_images, seed=seed, forwards=forwards, seconds=time.perf_counter() - start, interval=table.interval,
         probability=table.probability, controls=found, weights=_hash(extractor),
-        versions={name: importlib.metadata.version(name) for name in ('torch', 'diffusers')})
+        versions=dict(mmaselect=__version__, torch=torch.__version__, diffusers=diffusers.__version__))
 
 
-def _measure(measurement, images, ts, choose_tap, grow, budget, bar):
+def check(score, choose_tap, grow, controls):
+    """Whether a policy can be carried out.
+
+    Raises:
+        ValueError: It cannot; the message says why.
+    """
+    if choose_tap and not score.comparable:
+        raise ValueError(f'the score {score.name!r} is not on one scale for all taps, so that it cannot choose between them: '
+                         'take view_consistency or ridge')
+    if grow and type(score).terms is Score.terms:
+        raise ValueError(f"the score {score.name!r} cannot say how stable its choice is: give a number of images, not 'auto'")
+    if isinstance(controls, str) or set(controls) - set(CONTROLS):
+        raise ValueError(f'controls are some of {CONTROLS}, not {controls!r}')
+
+
+def _measure(measurement, images, ts, choose_tap, grow, refine, left, bar):
     """The table of a measurement that has grown as far as its images and its budget go."""
-    start, stop, measured = 0, FIRST_IMAGES if grow else len(images), list(ts)
+    start, stop = 0, min(len(images), FIRST_IMAGES) if grow else len(images)
+    each = len(ts) * measurement.per_image
+    if stop * each > left:
+        raise ValueError(f'a budget of {left:.0f} forward passes besides the controls is less than the {stop * each} that {stop} '
+                         f'images at {len(ts)} candidates take: raise budget, or lower num_images or candidates')
     while True:
-        stop = min(stop, len(images))
-        _expect(bar, (stop - start) * len(measured) * measurement.per_image)
-        measurement.add(images.batches(start, stop))
-        measurement.run(measured)
-        table = _Table(measurement, choose_tap)
-        if stop == len(images) or table.near is None or table.near >= STABLE:
+        _step(measurement, images, start, stop, ts, bar)
+        table = _choose(measurement, choose_tap)
+        start, stop = stop, min(len(images), 2 * stop)
+        if start == stop or table.near >= STABLE or stop * each > left:
             break
-        start, stop = stop, 2 * stop
-    while budget is not None:
-        finer = timesteps.between(measured, table.timestep)
-        cost = len(finer) * stop * measurement.per_image
-        if not finer or measurement.all_forwards() + cost > budget:
+    while refine:
+        finer = timesteps.between([c.timestep for c in table.candidates], table.timestep)
+        cost = len(finer) * start * measurement.per_image
+        if not finer or sum(gather(measurement.forwards)) + cost > left:
             break
-        _expect(bar, cost)
-        measured = sorted({*measured, *finer})
-        measurement.run(measured)
-        table = _Table(measurement, choose_tap)
+        _step(measurement, images, start, start, finer, bar)
+        table = _choose(measurement, choose_tap)
     return table
 
 
-class _Table:
-    """Scores of all candidates of a measurement, the choice, and how sure it is."""
+def _step(measurement, images, start, stop, ts, bar):
+    """Measures the images from ``start`` to ``stop`` too, and these timesteps. What fails on one rank fails on all, which would
+    wait for it in vain else."""
+    error = None
+    try:
+        measurement.add(images.batches(start, stop))
+        new = sum(len({*measurement.timesteps, *ts}) - done for done in measurement.measured)
+        own = sum(len(chunk[0]) for chunk in measurement.chunks) / max(1, len(measurement.chunks))
+        bar.total += round(new * own * measurement.per_image)
+        measurement.run(ts)
+    except Exception as found:  # whatever it is, the others have to hear of it
+        error = found
+    for found in gather(error):
+        if found is not None:
+            raise found
 
-    def __init__(self, measurement, choose_tap):
+
+class _Table:
+    """Scores of all candidates, the choice, and how sure it is."""
+
+    def __init__(self, measurement, table, choose_tap, sure):
         extractor, score = measurement.extractor, measurement.scores[0]
-        rows, totals = measurement.gathered()
-        ts, terms, values = list(rows), [], []
-        for t, taps in rows.items():
-            own = [score.terms(of_tap, totals.get((t, tap))) for tap, of_tap in enumerate(taps)]
-            if None in own:
-                values.append([score.value(of_tap, totals.get((t, tap))) for tap, of_tap in enumerate(taps)])
-            else:
-                terms += own
-                values.append([mean_ratio(above.sum(0), below.sum(0)).item() for above, below in own])
-            if not all(map(math.isfinite, values[-1])):
-                raise FloatingPointError(f'the score {score.name!r} at t={t} is {values[-1]}, not a finite number')
-        overall = [max(own) if choose_tap else sum(own) / len(own) for own in values]
+        terms, values = [], {}
+        for t, tap, rows, total in table:
+            own = score.terms(rows, total)
+            if own is not None:
+                terms.append(own)
+            values.setdefault(t, []).append(score.value(rows, total) if own is None
+                                            else mean_ratio(own[0].sum(0), own[1].sum(0)).item())
+            if not math.isfinite(values[t][-1]):
+                raise FloatingPointError(f'the score {score.name!r} of {extractor.taps[tap]} at t={t} is {values[t][-1]}, not a '
+                                         'finite number')
+            self.num_images = len(rows)
+        ts = list(values)
+        overall = [max(own) if choose_tap else sum(own) / len(own) for own in values.values()]
         best = overall.index(max(overall))  # the first, that is the cleanest, where several are equal
         self.timestep = ts[best]
-        self.tap = extractor.taps[values[best].index(overall[best])] if choose_tap else None
-        self.num_images = len(next(iter(rows.values()))[0])
-        self.candidates = tuple(Candidate(t, extractor.process.sigma[t].item(), extractor.process.log_snr(t), tuple(own), whole)
-                                for t, own, whole in zip(ts, values, overall, strict=True))
-        self.interval = self.probability = self.near = None
-        if terms:
+        self.tap = extractor.taps[values[ts[best]].index(overall[best])] if choose_tap else None
+        process = extractor.process
+        self.candidates = tuple(Candidate(t, process.sigma[t].item(), process.log_snr(t), tuple(values[t]), whole)
+                                for t, whole in zip(ts, overall, strict=True))
+        self.interval = self.probability = None
+        self.near = 0
+        if terms and sure:
             resampled = bootstrap(terms, seed=measurement.seed).unflatten(1, (len(ts), -1))  # (draws, timesteps, taps)
             curves = resampled.amax(2) if choose_tap else resampled.mean(2)  # (draws, timesteps)
             self.interval, self.probability, self.near = confidence(curves, ts, best)
 
 
-def _expect(bar, forwards):
-    bar.total = (bar.total or 0) + math.ceil(forwards / rank_and_size()[1])
-    bar.refresh()
+def _choose(measurement, choose_tap, sure=True):
+    """The table, made by the first rank alone, so that all have the same to the last bit."""
+    outcome = None
+    table = measurement.gathered()
+    if rank_and_size()[0] == 0:
+        try:
+            outcome = _Table(measurement, table, choose_tap, sure)
+        except Exception as error:  # whatever it is, the others have to hear of it
+            outcome = error
+    for _ in table:  # every rank goes through all of it
+        pass
+    if dist.is_initialized():
+        box = [outcome]
+        dist.broadcast_object_list(box)
+        outcome = box[0]
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _randomised(extractor, seed):

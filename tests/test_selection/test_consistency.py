@@ -56,3 +56,12 @@ def test_cell_consistency_looks_only_where_every_view_does():
     other = content.clone()
     other[..., 0] = other[..., -1] = other[..., 0, :] = other[..., -1, :] = 1e3
     assert value('cell_consistency', content, other) == pytest.approx(1)
+
+
+@pytest.mark.parametrize('images', [500, 40])
+def test_components_without_energy_count_for_nothing(images):
+    """Features of three directions in 64 channels: the thirteen other components are rounding, whose ratios are noise."""
+    mixing, content = seeded_noise((3, 64), 0), seeded_noise((images, 3), 1)
+    views = [cells((content + 0.2 * seeded_noise((images, 3), k)) @ mixing) for k in (2, 3)]
+    assert value('view_consistency', *views) == pytest.approx(value(dict(type='view_consistency', components=3), *views))
+    assert value('view_consistency', *views) > 0.8

@@ -184,7 +184,7 @@ def test_a_feature_that_is_not_finite_is_named():
 def test_a_score_that_is_not_finite_is_named(monkeypatch):
     from mmaselect.selection.scores.frequency import HighFrequencyRatio
     monkeypatch.setattr(HighFrequencyRatio, 'terms', lambda self, rows, total: (rows[:, :1] * torch.nan, rows[:, 1:]))
-    with pytest.raises(FloatingPointError, match="'hfr' at t=0"):
+    with pytest.raises(FloatingPointError, match=r"'hfr' of \(0, 'hidden'\) at t=0"):
         sweep(Planted(), TensorImages(colours()), candidates=TIMES, score='hfr')
 
 

@@ -61,12 +61,14 @@ class Score:
         augmented (bool): Whether the views are random augmentations of the image (see ``views.py``) or the image itself.
         aligned (bool): Whether the maps of augmented views are laid back on the image before they are observed.
         labelled (bool): Whether it needs labels.
+        comparable (bool): Whether its values for one tap can be held against those for another.
     """
     name: ClassVar[str]
     views: ClassVar[int] = 1
     augmented: ClassVar[bool] = False
     aligned: ClassVar[bool] = False
     labelled: ClassVar[bool] = False
+    comparable: ClassVar[bool] = False
 
     def observe(self, maps, labels=None):
         """``views`` maps, each (B, D, h, w), and the labels (B,) or (B, h, w), -1 where there is none -> rows (B, ...)."""

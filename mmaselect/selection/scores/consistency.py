@@ -23,10 +23,16 @@ def standardise(features):
 def principal(features, components):
     """(N, D), standardised, in their leading principal components (N, k); None keeps all."""
     features = standardise(features)
-    if features.shape[1] and components is not None:
-        _, vectors = torch.linalg.eigh(features.T @ features)  # ascending
-        features = features @ vectors[:, -components:]
-    return features
+    if not features.shape[1] or components is None:
+        return features
+    if len(features) < features.shape[1]:  # the smaller of the two matrices has the same leading components
+        values, vectors = torch.linalg.eigh(features @ features.T)  # ascending
+        scores = vectors * values.clamp_min(0).sqrt()
+    else:
+        values, vectors = torch.linalg.eigh(features.T @ features)
+        scores = features @ vectors
+    # Components without energy are rounding, and their ratios are noise.
+    return scores[:, values > 1e-10 * values[-1]][:, -components:]
 
 
 def places(h, w, count):
@@ -50,6 +56,7 @@ class ViewConsistency(Score):
     """
     views: ClassVar[int] = 2
     augmented: ClassVar[bool] = True
+    comparable: ClassVar[bool] = True
     components: int | None = 16
 
     def observe(self, maps, labels=None):
@@ -72,10 +79,12 @@ class CellConsistency(Score):
 
     Args:
         components (int | None): Leading principal components; None keeps all.
-        cells (int): Cells per image that are looked at, of those that every view shows.
+        cells (int): Cells per image that are looked at, of those that every view shows; on maps of less than 8 cells all are,
+            since no cell lies far enough inside.
     """
     views: ClassVar[int] = 2
     augmented: ClassVar[bool] = True
+    comparable: ClassVar[bool] = True
     aligned: ClassVar[bool] = True
     components: int | None = 16
     cells: int = 16

@@ -18,6 +18,7 @@ class Labelled(Score):
     """A row per image: a few vectors of features, each with its label behind it. One for a label per image, and ``cells``
     cells of the grid for a label per pixel."""
     labelled: ClassVar[bool] = True
+    comparable: ClassVar[bool] = True
 
     def observe(self, maps, labels=None):
         if labels is None:
@@ -26,6 +27,8 @@ class Labelled(Score):
         if labels.ndim == 1:
             features, labels = pooled(maps[0], self.pool)[:, None], labels[:, None]  # (B, 1, F)
         else:
+            if self.cells < 2:
+                raise ValueError(f'cells={self.cells}: look at two or more')
             chosen = places(*maps[0].shape[-2:], self.cells).to(maps[0].device)
             features = maps[0].float().flatten(2)[:, :, chosen].transpose(1, 2)  # (B, m, D)
             labels = labels.flatten(1)[:, chosen]
@@ -59,6 +62,9 @@ class RidgeProbe(Labelled):
         classes = int(labels.max()) + 1 if valid.any() else 0
         if valid.view(n, m).any(1).sum() < 2 or len(labels[valid].unique()) < 2:
             raise ValueError('the score ridge needs images of at least two classes: raise num_images')
+        if m == 1 and valid.sum() < 2 * len(labels[valid].unique()):
+            raise ValueError(f'{n} images of {len(labels[valid].unique())} classes are too few for the score ridge, which '
+                             'predicts each image from others of its class: raise num_images, or take a score without labels')
         features = rows[..., :-1].flatten(0, 1)  # (n * m, F)
         x = features.new_zeros(n * m, features.shape[1])
         kept = standardise(features[valid])

@@ -40,8 +40,9 @@ class RankMe(Pooled):
 @dataclass(frozen=True)
 class AlphaReQ(Pooled):
     """Minus the exponent by which the eigenvalues of the standardised pooled features' covariance decay: larger is flatter
-    (Agrawal et al. 2022, NeurIPS, 'alpha-ReQ'). Fitted by least squares on the logarithms of the eigenvalues from the
-    ``first`` to the ``last``. 0 where there are fewer than two."""
+    (after Agrawal et al. 2022, NeurIPS, 'alpha-ReQ', which takes features as they are and calls an exponent near 1 best).
+    Fitted by least squares on the logarithms of the eigenvalues from the ``first`` to the ``last``. 0 where there are fewer than
+    two."""
     first: int = 3
     last: int = 60
 
@@ -60,7 +61,7 @@ class AlphaReQ(Pooled):
 class LiDAR(Pooled):
     """Effective rank of the linear discriminants that tell images apart from their views (Thilak et al. 2023,
     arXiv:2312.04000, section 4): of S_w^-1/2 S_b S_w^-1/2, with ``delta`` added to the diagonal of S_w. Two augmented views per
-    image. Cost: two eigendecompositions of D x D."""
+    image where the paper has many, so that S_w is of low rank and ``delta`` counts. Cost: two eigendecompositions of D x D."""
     views: ClassVar[int] = 2
     augmented: ClassVar[bool] = True
     delta: float = 1e-4
