@@ -28,7 +28,7 @@ from probes import exhaustive  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 SCORES = {
-    'hfr': 'hfr', 'hfr, low cutoff': dict(type='hfr', cutoff=0.25), 'hfr, no DC': dict(type='hfr', cutoff=0.0, dc=False),
+    'hfr': 'hfr', 'hfr, low cutoff': dict(type='hfr', cutoff=0.25), 'hfr, all but the mean': dict(type='hfr', cutoff=0.0),
     'hfr_coherent': 'hfr_coherent', 'view_consistency': 'view_consistency',
     'view_consistency, all': dict(type='view_consistency', components=None),
     'cell_consistency': 'cell_consistency', 'rankme': 'rankme',
