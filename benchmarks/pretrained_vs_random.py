@@ -9,6 +9,7 @@ transformer on the latents of the trained VAE.
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ def main():
     rows = [measure(weights, task, seed, args.work_dir / f'{weights}_{task}_{seed}'.replace(', ', '_').replace(' ', '_'))
             for task in TASKS for weights in WEIGHTS for seed in args.seeds]
     commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    report = dict(command=' '.join(['python', *sys.argv]), commit=commit, cores=os.cpu_count(), torch=torch.__version__,
+    report = dict(command=shlex.join(['python', *sys.argv]), commit=commit, cores=os.cpu_count(), torch=torch.__version__,
                   rows=rows)
     with atomic(ROOT / 'benchmarks' / 'results' / 'pretrained_vs_random.json') as part:
         part.write_text(json.dumps(report, indent=2) + '\n')

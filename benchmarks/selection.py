@@ -11,6 +11,7 @@ each tap, and for the tap and timestep that it picks together ('joint').
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -146,7 +147,7 @@ def main():
     else:
         tasks.check(args.tasks)
     commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    head = dict(command=' '.join(['python', *sys.argv]), commit=commit, cores=os.cpu_count(), torch=torch.__version__)
+    head = dict(command=shlex.join(['python', *sys.argv]), commit=commit, cores=os.cpu_count(), torch=torch.__version__)
     rows = []
     for seed in args.seeds:
         for name in [args.config] if args.config else args.tasks:
