@@ -192,7 +192,8 @@ def distributed(data, folder):
 
 def test_two_ranks_share_the_sweep_and_agree(distributed):
     result = SelectionResult.load(distributed.work_dir / 'timestep_selection.json')
-    assert result.num_images == runs.TRAIN and result.forwards == runs.TRAIN * 2 * 3  # images x views x candidates
+    # images x views x candidates, and as many for each of the two controls
+    assert result.num_images == runs.TRAIN and result.forwards == runs.TRAIN * 2 * 3 * 3
     for events in distributed.logs[0]:
         first = next(k for k, event in enumerate(events) if event.startswith('forward'))
         assert events[0] == 'sweep' and events.count('sweep') == 1
