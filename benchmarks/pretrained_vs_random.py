@@ -8,17 +8,13 @@ transformer on the latents of the trained VAE.
 """
 import argparse
 import json
-import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import torch
+import record
+from record import ROOT
 
-from mmaselect.files import atomic
-
-ROOT = Path(__file__).parents[1]
 TASKS = {'fashion_scenes': 'mIoU', 'fashion_mnist': 'accuracy/top1'}
 WEIGHTS = {'pretrained': ('aselect',), 'random': ('random',),
            'random, trained VAE': ('random', 'model.backbone.arch.vae=configs/fashion_dit')}
@@ -47,13 +43,10 @@ def main():
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'pretrained_vs_random')
     args = parser.parse_args()
+    head = record.head()
     rows = [measure(weights, task, seed, args.work_dir / f'{weights}_{task}_{seed}'.replace(', ', '_').replace(' ', '_'))
             for task in TASKS for weights in WEIGHTS for seed in args.seeds]
-    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    report = dict(command=shlex.join(['python', *sys.argv]), commit=commit, cores=os.cpu_count(), torch=torch.__version__,
-                  rows=rows)
-    with atomic(ROOT / 'benchmarks' / 'results' / 'pretrained_vs_random.json') as part:
-        part.write_text(json.dumps(report, indent=2) + '\n')
+    record.write(ROOT / 'benchmarks' / 'results' / 'pretrained_vs_random.json', head, rows)
     print(f'\n{"task":16}{"metric":15}{"weights":22}{"seed":>5}{"timestep":>10}{"value":>8}')
     for row in rows:
         print(f'{row["task"]:16}{row["metric"]:15}{row["weights"]:22}{row["seed"]:5}{row["timestep"]:10}{row["value"]:8.2f}')

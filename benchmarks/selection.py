@@ -9,25 +9,18 @@ images; its best is the oracle. Regret is the oracle's accuracy minus that of th
 each tap, and for the tap and timestep that it picks together ('joint').
 """
 import argparse
-import json
-import os
-import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import record
+import tasks
 import torch
+from probes import exhaustive
+from record import ROOT
 
-from mmaselect.files import atomic
 from mmaselect.selection import Measurement, TensorImages, scores
 from mmaselect.selection.candidates import even
 
-sys.path.insert(0, str(Path(__file__).parent))
-import tasks  # noqa: E402
-from probes import exhaustive  # noqa: E402
-
-ROOT = Path(__file__).parents[1]
 SCORES = {
     'hfr': 'hfr', 'hfr, low cutoff': dict(type='hfr', cutoff=0.25), 'hfr, all but the mean': dict(type='hfr', cutoff=0.0),
     'hfr_coherent': 'hfr_coherent', 'view_consistency': 'view_consistency',
@@ -68,19 +61,21 @@ def rows_of(task, timesteps, accuracy, exhaustive_seconds, name, values, images,
     """A row per tap, and one for the joint choice."""
     common = dict(setting=task.name, model=task.model, dataset=task.dataset, score=name, seed=seed, images=images,
                   forwards=forwards, seconds=round(seconds, 1), exhaustive_seconds=round(exhaustive_seconds, 1))
-    for k, (block, tap) in enumerate([*task.extractor.taps, (None, None)]):
-        if block is None:
-            chosen, best = int(values.argmax()), int(accuracy.argmax())
-            found, oracle = accuracy.flatten()[chosen].item(), accuracy.max().item()
-            block, tap = None, 'joint: {1} of block {0}'.format(*task.extractor.taps[chosen % accuracy.shape[1]])
-            ours, theirs, correlation = chosen // accuracy.shape[1], best // accuracy.shape[1], spearman(
-                values.flatten().tolist(), accuracy.flatten().tolist())
-        else:
-            ours, theirs = int(values[:, k].argmax()), int(accuracy[:, k].argmax())
-            found, oracle = accuracy[ours, k].item(), accuracy[theirs, k].item()
-            correlation = spearman(values[:, k].tolist(), accuracy[:, k].tolist())
-        yield dict(common, tap=tap, block=block, oracle_t=timesteps[theirs], oracle=round(oracle, 2), chosen_t=timesteps[ours],
-                   chosen=round(found, 2), regret_points=round(oracle - found, 2), spearman=round(correlation, 3))
+
+    def row(block, tap, among):
+        """Of the choice among some of the columns of both tables."""
+        ours, theirs = values[:, among].flatten(), accuracy[:, among].flatten()  # (T * columns,)
+        chosen, best = int(ours.argmax()), int(theirs.argmax())
+        found, oracle, columns = theirs[chosen].item(), theirs[best].item(), len(ours) // len(timesteps)
+        return dict(common, tap=tap, block=block, oracle_t=timesteps[best // columns], oracle=round(oracle, 2),
+                    chosen_t=timesteps[chosen // columns], chosen=round(found, 2), regret_points=round(oracle - found, 2),
+                    spearman=round(spearman(ours.tolist(), theirs.tolist()), 3))
+
+    taps = task.extractor.taps
+    for k, (block, tap) in enumerate(taps):
+        yield row(block, tap, [k])
+    block, tap = taps[int(values.argmax()) % len(taps)]
+    yield row(None, f'joint: {tap} of block {block}', slice(None))
 
 
 def report(rows):
@@ -146,9 +141,7 @@ def main():
         args.seeds = args.seeds[:1]  # the images are the config's, the same for every seed
     else:
         tasks.check(args.tasks)
-    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    head = dict(command=shlex.join(['python', *sys.argv]), commit=commit, cores=os.cpu_count(), torch=torch.__version__)
-    rows = []
+    head, rows = record.head(), []
     for seed in args.seeds:
         for name in [args.config] if args.config else args.tasks:
             task = (from_config(args.config, args.checkpoint, args.images, args.test_images) if args.config
@@ -158,8 +151,7 @@ def main():
             images = min(args.sweep_images, len(task.train))
             for score, values, forwards, own in measure(task, timesteps, args.scores, images, seed):
                 rows += rows_of(task, timesteps, accuracy, seconds, score, values, images, forwards, own, seed)
-            with atomic(args.out) as part:  # after every setting, since the whole takes hours
-                part.write_text(json.dumps(dict(head, rows=rows), indent=1) + '\n')
+            record.write(args.out, head, rows)  # after every setting, since the whole takes hours
             print(report([row for row in rows if row['setting'] == task.name]), flush=True)
     print(f'\n{report(rows)}\nwritten to {args.out}')
 

@@ -132,9 +132,9 @@ def _step(measurement, images, start, stop, ts, bar):
     error = None
     try:
         measurement.add(images.batches(start, stop))
-        new = sum(len({*measurement.timesteps, *ts}) - done for done in measurement.measured)
-        own = sum(len(chunk[0]) for chunk in measurement.chunks) / max(1, len(measurement.chunks))
-        bar.total += round(new * own * measurement.per_image)
+        asked = len({*measurement.timesteps, *ts})
+        bar.total += measurement.per_image * sum(len(chunk[0]) * (asked - done)
+                                                 for chunk, done in zip(measurement.chunks, measurement.measured, strict=True))
         measurement.run(ts)
     except Exception as found:  # whatever it is, the others have to hear of it
         error = found

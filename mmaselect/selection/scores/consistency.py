@@ -41,9 +41,30 @@ def places(h, w, count):
     return order.repeat(-(-count // (h * w)))[:count].sort().values
 
 
+def means(maps):
+    """Maps of all views, (B, D, h, w) each, -> their means over the grid (B, views, D)."""
+    return torch.stack([m.float().mean((2, 3)) for m in maps], 1)
+
+
+class Consistency(Score):
+    """The intraclass correlation of two augmented views, in the leading principal components. Rows are (B, 2, m, D), of m places
+    per image."""
+    views: ClassVar[int] = 2
+    augmented: ClassVar[bool] = True
+    comparable: ClassVar[bool] = True
+
+    def terms(self, rows, total):
+        n, _, m, _ = rows.shape
+        if n < 2:
+            raise ValueError(f'{self.name} compares images and was given one: raise num_images')
+        features = principal(rows.transpose(0, 1).flatten(0, 2), self.components)  # (2 N m, k)
+        a, b = features.view(2, n, m, features.shape[1])
+        return (a * b).sum(1), (a.square() + b.square()).sum(1) / 2  # (N, k) each
+
+
 @register('view_consistency')
 @dataclass(frozen=True)
-class ViewConsistency(Score):
+class ViewConsistency(Consistency):
     """How much of what distinguishes images survives an augmentation and another draw of noise. Ours; no labels.
 
     Both views' pooled features are standardised together and projected on their leading principal components; per component
@@ -54,24 +75,15 @@ class ViewConsistency(Score):
     Args:
         components (int | None): Leading principal components; None keeps all.
     """
-    views: ClassVar[int] = 2
-    augmented: ClassVar[bool] = True
-    comparable: ClassVar[bool] = True
     components: int | None = 16
 
     def observe(self, maps, labels=None):
-        return torch.stack([m.float().mean((2, 3)) for m in maps], 1)  # (B, 2, D)
-
-    def terms(self, rows, total):
-        if len(rows) < 2:
-            raise ValueError(f'{self.name} compares images and was given one: raise num_images')
-        a, b = principal(rows.transpose(0, 1).flatten(0, 1), self.components).chunk(2)  # (N, k) each
-        return a * b, (a.square() + b.square()) / 2
+        return means(maps)[:, :, None]  # (B, 2, 1, D)
 
 
 @register('cell_consistency')
 @dataclass(frozen=True)
-class CellConsistency(Score):
+class CellConsistency(Consistency):
     """``view_consistency`` of the cells of the map in place of the pooled map, for dense tasks. Ours; no labels.
 
     The views' maps are laid back on the image, and the intraclass correlation is that of the two features of the same place, in
@@ -82,9 +94,6 @@ class CellConsistency(Score):
         cells (int): Cells per image that are looked at, of those that every view shows; on maps of less than 8 cells all are,
             since no cell lies far enough inside.
     """
-    views: ClassVar[int] = 2
-    augmented: ClassVar[bool] = True
-    comparable: ClassVar[bool] = True
     aligned: ClassVar[bool] = True
     components: int | None = 16
     cells: int = 16
@@ -95,10 +104,3 @@ class CellConsistency(Score):
         inner = torch.stack([m[:, :, top:h - top, left:w - left].flatten(2) for m in maps], 1)  # (B, 2, D, places)
         chosen = places(h - 2 * top, w - 2 * left, self.cells).to(inner.device)
         return inner[..., chosen].transpose(2, 3)  # (B, 2, m, D)
-
-    def terms(self, rows, total):
-        n, _, m, _ = rows.shape
-        if n < 2:
-            raise ValueError(f'{self.name} compares images and was given one: raise num_images')
-        a, b = principal(rows.transpose(0, 1).flatten(0, 2), self.components).view(2, n, m, -1)  # (N, m, k) each
-        return (a * b).sum(1), (a.square() + b.square()).sum(1) / 2

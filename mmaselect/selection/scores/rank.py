@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from . import Score, register
-from .consistency import standardise
+from .consistency import means, standardise
 
 
 def effective_rank(spectrum):
@@ -23,7 +23,7 @@ class Pooled(Score):
     """The mean over the grid, one row per image and view."""
 
     def observe(self, maps, labels=None):
-        return torch.stack([m.float().mean((2, 3)) for m in maps], 1)  # (B, views, D)
+        return means(maps)
 
 
 @register('rankme')
