@@ -9,13 +9,12 @@ images; its best is the oracle. Regret is the oracle's accuracy minus that of th
 each tap, and for the tap and timestep that it picks together ('joint').
 """
 import argparse
-import time
 from pathlib import Path
 
 import record
 import tasks
 import torch
-from probes import exhaustive
+from probes import clock, exhaustive, precision, remembered
 from record import ROOT
 
 from mmaselect.selection import Measurement, TensorImages, scores
@@ -25,8 +24,9 @@ SCORES = {
     'hfr': 'hfr', 'hfr, low cutoff': dict(type='hfr', cutoff=0.25), 'hfr, all but the mean': dict(type='hfr', cutoff=0.0),
     'hfr_coherent': 'hfr_coherent', 'view_consistency': 'view_consistency',
     'view_consistency, all': dict(type='view_consistency', components=None),
-    'cell_consistency': 'cell_consistency', 'rankme': 'rankme',
-    'alpha_req': 'alpha_req', 'lidar': 'lidar', 'fisher': 'fisher', 'ridge': 'ridge'}
+    'cell_consistency': 'cell_consistency', 'half_consistency': 'half_consistency', 'rankme': 'rankme',
+    'alpha_req': 'alpha_req', 'lidar': 'lidar', 'fisher': 'fisher', 'ridge': 'ridge',
+    'ridge, 0.1, accuracy': dict(type='ridge', ridge=0.1, measure='accuracy')}
 
 
 def spearman(a, b):
@@ -40,21 +40,28 @@ def spearman(a, b):
     return (a @ b / scale).item() if scale > 0 else 0.0
 
 
-def measure(task, timesteps, names, images, seed):
-    """For each score its values (T, taps), the forward passes that it needs and its seconds; all share one measurement."""
-    built = [scores.build(SCORES[name]) for name in names]
-    measurement = Measurement(task.extractor, built, seed=seed)
-    start = time.perf_counter()
-    measurement.add(task.train.batches(0, images))
-    measurement.run(timesteps)
-    seconds = time.perf_counter() - start
-    for place, (name, score) in enumerate(zip(names, built, strict=True)):
-        start = time.perf_counter()
-        values = torch.zeros(len(timesteps), len(task.extractor.taps))
-        for t, tap, rows, total in measurement.gathered(place):
-            values[timesteps.index(t), tap] = score.value(rows, total)
-        share = score.views / measurement.per_image  # of the forward passes, where nearly all of the time goes
-        yield name, values, score.views * images * len(timesteps), seconds * share + time.perf_counter() - start
+def measure(task, timesteps, names, passes, seed, bf16):
+    """For each score its values (T, taps), the images and the forward passes that it looks at, and its seconds.
+
+    Every score has the same number of forward passes per timestep: one that compares two views looks at half as many images.
+    """
+    built = {name: scores.build(SCORES[name]) for name in names}
+    for views in {score.views for score in built.values()}:
+        group = [name for name in names if built[name].views == views]
+        images = min(passes // views, len(task.train))
+        measurement = Measurement(task.extractor, [built[name] for name in group], seed=seed)
+        start = clock()
+        with precision(bf16):
+            measurement.add(task.train.batches(0, images))
+            measurement.run(timesteps)
+        seconds = clock() - start
+        for place, name in enumerate(group):
+            start = clock()
+            values = torch.zeros(len(timesteps), len(task.extractor.taps))
+            for t, tap, rows, total in measurement.gathered(place):
+                values[timesteps.index(t), tap] = built[name].value(rows, total)
+            share = views / measurement.per_image  # of the forward passes, where nearly all of the time goes
+            yield name, values, images, views * images * len(timesteps), seconds * share + clock() - start
 
 
 def rows_of(task, timesteps, accuracy, exhaustive_seconds, name, values, images, forwards, seconds, seed):
@@ -128,13 +135,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', nargs='?', help='a config of your own, in place of the built-in settings')
     parser.add_argument('--checkpoint', help='weights for the config')
-    parser.add_argument('--images', type=int, default=2000, help="images that the exhaustive search's probes are fitted on")
-    parser.add_argument('--test-images', type=int, default=1000)
-    parser.add_argument('--sweep-images', type=int, default=256, help='images that the selection looks at')
+    parser.add_argument('--images', type=int, default=1000, help="images that the exhaustive search's probes are fitted on")
+    parser.add_argument('--test-images', type=int, default=2000)
+    parser.add_argument('--passes', type=int, default=512, help='forward passes per timestep that a score may take')
     parser.add_argument('--timesteps', type=int, default=20)
     parser.add_argument('--tasks', nargs='+', choices=tasks.TASKS, default=list(tasks.TASKS), metavar='TASK')
     parser.add_argument('--scores', nargs='+', choices=SCORES, default=list(SCORES), metavar='SCORE')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--bf16', action='store_true', help='features in bfloat16')
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'selection',
+                        help='where exhaustive searches are kept: a run that was interrupted goes on from there')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'selection.json')
     args = parser.parse_args()
     if args.config:
@@ -147,9 +157,9 @@ def main():
             task = (from_config(args.config, args.checkpoint, args.images, args.test_images) if args.config
                     else tasks.build(name, args.images, args.test_images, seed))
             timesteps = even(len(task.extractor.process), args.timesteps)
-            accuracy, seconds = exhaustive(task, timesteps)
-            images = min(args.sweep_images, len(task.train))
-            for score, values, forwards, own in measure(task, timesteps, args.scores, images, seed):
+            accuracy, seconds = (exhaustive(task, timesteps) if args.config else
+                                 remembered(task, timesteps, args.work_dir / f'{name}_{seed}.json'.replace(' ', '_'), args.bf16))
+            for score, values, images, forwards, own in measure(task, timesteps, args.scores, args.passes, seed, args.bf16):
                 rows += rows_of(task, timesteps, accuracy, seconds, score, values, images, forwards, own, seed)
             record.write(args.out, head, rows)  # after every setting, since the whole takes hours
             print(report([row for row in rows if row['setting'] == task.name]), flush=True)

@@ -84,7 +84,7 @@ def sweep(extractor, images, *, candidates=20, score='view_consistency', choose_
     return SelectionResult(
         timestep=table.timestep, tap=table.tap, candidates=table.candidates, taps=tuple(extractor.taps), score=score.describe(),
         num_images=table.num_images, seed=seed, forwards=forwards, seconds=time.perf_counter() - start, interval=table.interval,
-        probability=table.probability, controls=found, weights=_hash(extractor),
+        probability=table.probability, controls=found, weights=weights_hash(extractor),
         versions=dict(mmaselect=__version__, torch=torch.__version__, diffusers=diffusers.__version__))
 
 
@@ -207,8 +207,8 @@ def _randomised(extractor, seed):
     return copy.deepcopy(extractor, {**shared, id(model): fresh}).eval()
 
 
-def _hash(extractor):
-    """A hash of the transformer's weights, so that a choice can be told to be of this model."""
+def weights_hash(extractor):
+    """A hash of the transformer's weights, by which a result can be told to be of this model."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(extractor.state_dict().items()):
         if not name.startswith('encoder.'):

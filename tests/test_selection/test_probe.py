@@ -13,7 +13,7 @@ def integers(high, *shape, seed=0, low=0):
 
 
 def refitted(rows, ridge):
-    """What RidgeProbe predicts, by refitting for every image without it. (n, m, F + 1) -> (n, m).
+    """What RidgeProbe predicts, by refitting for every image without it. (n, m, F + 1) -> (n, m, C).
 
     The standardisation is that of all images, as in the score.
     """
@@ -29,20 +29,27 @@ def refitted(rows, ridge):
         centre, mean = x[others].mean(0), y[others].mean(0)
         a = x[others] - centre
         weights = torch.linalg.solve(a.T @ a + ridge * valid.sum() * torch.eye(a.shape[1], dtype=a.dtype), a.T @ y[others])
-        predicted.append(((x[image] - centre) @ weights + mean).argmax(-1))
+        predicted.append((x[image] - centre) @ weights + mean)
     return torch.stack(predicted)
 
 
 @pytest.mark.parametrize('images, channels', [(40, 5), (12, 30)], ids=['primal', 'dual'])
 @pytest.mark.parametrize('ridge', [0.01, 1.0])
 def test_ridge_predicts_each_image_as_if_refitted_without_it(images, channels, ridge):
-    score = scores.build(dict(type='ridge', pool=1, ridge=ridge))
+    score = scores.build(dict(type='ridge', pool=1, ridge=ridge, measure='accuracy'))
     labels = integers(3, images, low=-1)
     rows = score.observe([cells(seeded_noise((images, channels), 1) + 0.1 * labels[:, None])], labels).double()
     right, counted = score.terms(rows, None)
-    assert torch.equal(right.bool(), (refitted(rows, ridge) == labels[:, None]) & (labels >= 0)[:, None])
+    predicted = refitted(rows, ridge)[:, 0]  # (N, C)
+    assert torch.equal(right[:, 0].bool(), (predicted.argmax(-1) == labels) & (labels >= 0))
     assert torch.equal(counted, (labels >= 0).double()[:, None])
     assert 0 < right.sum() < counted.sum()  # else this shows little
+
+    valid, y = labels >= 0, F.one_hot(labels.clamp_min(0)).double()
+    energy = (y - y[valid].mean(0)).square().sum(1) * valid
+    explained, found = scores.build(dict(type='ridge', pool=1, ridge=ridge)).terms(rows, None)
+    torch.testing.assert_close(found[:, 0], energy)
+    torch.testing.assert_close(explained[:, 0], energy - (y - predicted).square().sum(1) * valid)
 
 
 @pytest.mark.parametrize('images, channels', [(20, 4), (4, 40)], ids=['primal', 'dual'])
@@ -50,7 +57,7 @@ def test_ridge_leaves_out_all_cells_of_an_image(images, channels):
     score = scores.build(dict(type='ridge', cells=6))
     labels = integers(3, images, 3, 5, low=-1)
     rows = score.observe([seeded_noise((images, channels, 3, 5), 1) + 0.5 * labels[:, None]], labels).double()
-    said, truth = refitted(rows, score.ridge), rows[..., -1].long()
+    said, truth = refitted(rows, score.ridge).argmax(-1), rows[..., -1].long()
     assert said.shape == (images, 6)
     hits = [[((said == c) & (truth == c)).sum(1), (((said == c) | (truth == c)) & (truth >= 0)).sum(1)] for c in range(3)]
     for found, own in zip(score.terms(rows, None), zip(*hits, strict=True), strict=True):
@@ -97,8 +104,12 @@ def test_ridge_needs_two_images_with_classes(others):
 def test_what_can_be_separated_scores_one_and_chance_scores_chance():
     labels = integers(4, 600)
     noise = seeded_noise((600, 8, 2, 2), 1)
-    assert value('ridge', noise + 30 * cells(F.one_hot(labels, 8)), labels=labels) == 1
-    assert value('ridge', noise, labels=labels) == pytest.approx(1 / 4, abs=0.05)
+    score = dict(type='ridge', ridge=0.1)
+    separable = noise + 30 * cells(F.one_hot(labels, 8))
+    assert value(dict(score, measure='accuracy'), separable, labels=labels) == 1
+    assert value(dict(score, measure='accuracy'), noise, labels=labels) == pytest.approx(1 / 4, abs=0.05)
+    assert value(dict(score, ridge=1e-3), separable, labels=labels) > 0.95
+    assert -0.1 < value(score, noise, labels=labels) < 0  # worse than the mean, as a fit to noise is
     assert value('fisher', noise, labels=labels) == pytest.approx(3 / 599, abs=0.01)
 
 
@@ -106,13 +117,13 @@ def test_what_can_be_separated_scores_one_and_chance_scores_chance():
 def test_the_others_do_not_say_the_label_of_the_one_left_out(ridge):
     """With more features than images, a probe that shares the mean of all labels gets any labels right."""
     labels = integers(4, 100)
-    score = dict(type='ridge', pool=1, ridge=ridge)
+    score = dict(type='ridge', pool=1, ridge=ridge, measure='accuracy')
     assert value(score, seeded_noise((100, 1500, 1, 1), 1), labels=labels) == pytest.approx(1 / 4, abs=0.12)
 
 
 def test_a_probe_of_constant_features_says_the_commonest_class():
     labels = torch.tensor([1] * 6 + [0] * 4)
-    assert value('ridge', torch.ones(10, 3, 2, 2), labels=labels) == pytest.approx(0.6)
+    assert value(dict(type='ridge', measure='accuracy'), torch.ones(10, 3, 2, 2), labels=labels) == pytest.approx(0.6)
     of_cells = labels[:, None, None].expand(-1, 2, 2)
     assert value('ridge', torch.ones(10, 3, 2, 2), labels=of_cells) == pytest.approx(0.6 / 2)  # IoU 0.6 and 0
     assert value('fisher', torch.ones(10, 3, 2, 2), labels=labels) == 0

@@ -10,7 +10,7 @@ from mmaselect.selection import SCORES, TensorImages, scores, sweep
 
 @pytest.mark.parametrize('score', [
     'hfr', dict(type='hfr', dc=False), dict(type='hfr', magnitude=True), 'hfr_coherent', 'view_consistency', 'cell_consistency',
-    dict(type='view_consistency', components=None)], ids=str)
+    'half_consistency', dict(type='view_consistency', components=None)], ids=str)
 @pytest.mark.parametrize('constant', [0.0, 3.0])
 def test_constant_features_score_zero(score, constant):
     feature = torch.full((4, 3, 5, 5), constant)

@@ -93,4 +93,4 @@ class Score:
         return dict(type=self.name, **vars(self))
 
 
-from . import consistency, frequency, probe, rank  # noqa: E402, F401, they register themselves
+from . import consistency, frequency, halves, probe, rank  # noqa: E402, F401, they register themselves

@@ -43,17 +43,24 @@ class RidgeProbe(Labelled):
 
     Leaving an image i out needs no refitting: its residuals are (I - H_ii)^-1 times those of the full fit, H_ii the block of the
     hat matrix that belongs to its rows (the classical formula, see Hastie, Tibshirani and Friedman, 'The Elements of Statistical
-    Learning', section 7.10, for one row). The score is the accuracy for a label per image, the mean IoU for a label per pixel.
+    Learning', section 7.10, for one row). For a label per image the score is the share of the one-hot labels' variance that is
+    explained, or the accuracy, which varies more from sample to sample; for a label per pixel it is the mean IoU.
     Cost: one linear system of min(images * m, F) unknowns.
 
     Args:
         ridge (float): Penalty per sample, on standardised features.
+        measure (str): 'explained' or 'accuracy', where the label is one per image.
         pool (int): Maps are averaged to pool x pool parts where the label is one per image.
         cells (int): Cells per image that are looked at where the label is one per pixel.
     """
-    ridge: float = 0.1
+    ridge: float = 1.0
+    measure: str = 'explained'
     pool: int = 2
     cells: int = 16
+
+    def __post_init__(self):
+        if self.measure not in ('explained', 'accuracy'):
+            raise ValueError(f"measure={self.measure!r}: choose 'explained' or 'accuracy'")
 
     def terms(self, rows, total):
         n, m, _ = rows.shape
@@ -87,6 +94,9 @@ class RidgeProbe(Labelled):
         own = own + counts * counts.transpose(1, 2) / valid.sum()
         residual = (target - fitted).view(n, m, classes)
         left_out = torch.linalg.solve(torch.eye(m, dtype=x.dtype) - own, residual)
+        if m == 1 and self.measure == 'explained':
+            energy = target.square().sum(1, keepdim=True)  # (n, 1)
+            return energy - left_out.square().sum((1, 2))[:, None] * valid[:, None], energy
         predicted = (target.view(n, m, classes) - left_out + y.sum(0) / valid.sum()).argmax(-1)  # (n, m)
         truth, valid = labels.view(n, m), valid.view(n, m)
         if m == 1:

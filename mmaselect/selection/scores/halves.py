@@ -1,0 +1,63 @@
+"""A score that asks, besides what two views share, what one half of an image tells of the other."""
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from . import register
+from .consistency import Consistency, principal
+
+# In a map of 2 x 2 parts, read row by row: one half of an image, and the other.
+HALVES = (((0, 2), (1, 3)), ((1, 3), (0, 2)), ((0, 1), (2, 3)), ((2, 3), (0, 1)))
+RIDGE = 0.1  # penalty per image, on standardised features
+
+
+def explained(x, y):
+    """What a ridge regression explains of y (N, k) by x (N, j), each image predicted from all others.
+
+    A left-out image's residual is that of the full fit over one minus its entry of the hat matrix (see ``probe.RidgeProbe``).
+
+    Returns:
+        tuple[Tensor, Tensor]: The energy of y that is explained, and all of it, (N,) each.
+    """
+    n = len(x)
+    inner = torch.linalg.solve(x.T @ x + RIDGE * n * torch.eye(x.shape[1], dtype=x.dtype), x.T)  # (j, N)
+    own = (x * inner.T).sum(1) + 1 / n  # (N,); the mean is refitted as well
+    residual = (y - x @ (inner @ y)) / (1 - own)[:, None]
+    energy = y.square().sum(1)
+    return energy - residual.square().sum(1), energy
+
+
+@register('half_consistency')
+@dataclass(frozen=True)
+class HalfConsistency(Consistency):
+    """The mean of ``view_consistency`` and of what one half of an image tells of its other half. Ours; no labels.
+
+    Noise that is in the image itself, a sensor's for instance, is the same in every view, so that views alone take it for
+    content. It is not the same in both halves of an image, which have the subject in common. The second part is R^2 of a ridge
+    regression, leave-one-out, from the leading principal components of one half in one view to those of the other half in the
+    other view, mean over left and right, top and bottom, both ways. Two augmented views per image. Cost: nine
+    eigendecompositions of D x D.
+
+    Args:
+        components (int): Leading principal components.
+    """
+    aligned: ClassVar[bool] = True  # so that left stays left
+    components: int = 8
+
+    def observe(self, maps, labels=None):
+        parts = [F.adaptive_avg_pool2d(m.float(), 2).flatten(2).transpose(1, 2) for m in maps]
+        return torch.stack(parts, 1)  # (B, 2, 4, D)
+
+    def terms(self, rows, total):
+        views = super().terms(rows.mean(2, keepdim=True), total)  # (N, k) each
+        halves = []
+        for one, other in HALVES:
+            x = principal(rows[:, 0, one].mean(1), self.components)
+            y = principal(rows[:, 1, other].mean(1), self.components)
+            halves.append(explained(x, y))
+        halves = [torch.stack(part, 1) for part in zip(*halves, strict=True)]  # (N, 4) each
+        # Repeated such that both parts weigh the same in the mean of all ratios.
+        return tuple(torch.cat([view.repeat(1, len(HALVES)), half.repeat(1, view.shape[1])], 1)
+                     for view, half in zip(views, halves, strict=True))
