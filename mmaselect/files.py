@@ -1,5 +1,6 @@
 """Files that are whole or absent: nothing here leaves a half-written one behind."""
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,3 +25,21 @@ def atomic(path):
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path):
+    """Yields a temporary folder beside ``path`` and renames it to ``path`` when the block ends without an error.
+
+    Raises FileExistsError where ``path`` is there already.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f'{path} exists already: choose another folder or remove this one')
+    part = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        part.mkdir(parents=True)
+        yield part
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -15,27 +15,35 @@ class FeatureExtractor(nn.Module):
     Args:
         parts (Parts): Transformer, VAE and noise process, from ``loading``.
         taps (Sequence[tuple[int, str]]): What to read, as (block, name); see ``taps.TAPS`` for the names.
+        pos_scale (str | None): Positions on grids of other sizes than the training's. 'interpolate' stretches the grid over the
+            training's, each side on its own; 'extrapolate' keeps the training's distance between tokens and goes on beyond its
+            end; see ``families.dit.positions``. None is the family's own way, for DiT 'interpolate'.
 
     Raises:
-        ValueError: Taps that the model does not have, or parts that do not fit each other.
+        ValueError: Taps or positions that the model does not have, or parts that do not fit each other.
     """
 
-    def __init__(self, parts, taps=((-1, 'hidden'),)):
+    def __init__(self, parts, taps=((-1, 'hidden'),), pos_scale=None):
         super().__init__()
         self.family = family_of(parts.transformer)
+        if pos_scale is not None:
+            choices = getattr(self.family, 'pos_scales', ())
+            if pos_scale not in choices:
+                raise ValueError(f'pos_scale of {type(parts.transformer).__name__} is None or one of {choices}, not {pos_scale!r}')
+            self.family.pos_scale = pos_scale
         self.encoder = LatentEncoder(parts.vae, patch_size=self.family.patch_size, channels=self.family.in_channels)
         self.process: NoiseProcess = parts.process
         self.set_taps(taps)
 
     @classmethod
-    def from_pretrained(cls, source, taps=((-1, 'hidden'),)):
+    def from_pretrained(cls, source, taps=((-1, 'hidden'),), pos_scale=None):
         """An extractor of a checkpoint folder or hub id in DiTPipeline layout; see ``loading.from_pretrained``."""
-        return cls(loading.from_pretrained(source), taps)
+        return cls(loading.from_pretrained(source), taps, pos_scale)
 
     @classmethod
-    def from_arch(cls, arch, taps=((-1, 'hidden'),)):
+    def from_arch(cls, arch, taps=((-1, 'hidden'),), pos_scale=None):
         """An extractor with random weights; see ``loading.from_arch``."""
-        return cls(loading.from_arch(arch), taps)
+        return cls(loading.from_arch(arch), taps, pos_scale)
 
     def set_taps(self, taps):
         """Reads these (block, name) from now on.

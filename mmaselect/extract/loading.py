@@ -3,6 +3,7 @@
 Weights are read by diffusers from safetensors, or with weights_only=True; nothing here unpickles.
 """
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from huggingface_hub import snapshot_download
 
 from .families import FAMILIES
 from .noise import NoiseProcess
+
+CONVERTER = 'tools/model_converters/dit2diffusers.py'  # for Meta's own files
+# Older checkpoints, such as facebook/DiT-XL-2-256, name one class for several families, which the norm_type tells apart.
+LEGACY = {'ada_norm_zero': 'DiTTransformer2DModel', 'ada_norm_single': 'PixArtTransformer2DModel'}
 
 
 @dataclass
@@ -32,18 +37,40 @@ def from_pretrained(source):
         ValueError: A part is of an unknown class, damaged, or has keys or shapes other than its config says.
     """
     folder = _local(source)
-    name = _config(folder, 'transformer')['_class_name']
+    config = _config(folder, 'transformer')
+    name = config['_class_name']
+    if name == 'Transformer2DModel':
+        name = LEGACY.get(config.get('norm_type'), name)
     if name not in FAMILIES:
         raise ValueError(f'{folder}/transformer is a {name}: the known transformers are {", ".join(FAMILIES)}')
     transformer = _load(getattr(diffusers, name), folder, 'transformer')
     vae = None
     if (folder / 'vae').is_dir():
-        vae = _load(diffusers.AutoencoderKL, folder, 'vae')
+        vae = load_vae(folder, transformer.config.in_channels)
     elif transformer.config.in_channels != 3:
         raise FileNotFoundError(f'{folder} has no vae/, and its transformer takes {transformer.config.in_channels} channels: '
                                 'copy the VAE that it was trained with to vae/ (only a DiT on RGB pixels goes without)')
     scheduler = _config(folder, 'scheduler')
-    return Parts(transformer, vae, _process(scheduler['_class_name'], scheduler))
+    try:
+        return Parts(transformer, vae, _process(scheduler['_class_name'], scheduler))
+    except ValueError as error:
+        raise ValueError(f'{folder}/scheduler/scheduler_config.json: {error}') from error
+
+
+def load_vae(folder, channels):
+    """The AutoencoderKL in ``folder``, or in the vae/ of the pipeline that it is.
+
+    Raises:
+        FileNotFoundError: There is no VAE.
+        ValueError: It is damaged, or its latents do not have as many channels.
+    """
+    folder = Path(folder).resolve()
+    parent, part = (folder, 'vae') if (folder / 'vae').is_dir() else (folder.parent, folder.name)
+    vae = _load(diffusers.AutoencoderKL, parent, part)
+    if vae.config.latent_channels != channels:
+        raise ValueError(f'{parent / part}/config.json: latent_channels is {vae.config.latent_channels} and the DiT takes '
+                         f'{channels}: use the VAE that it was trained with')
+    return vae
 
 
 def from_arch(arch):
@@ -83,7 +110,8 @@ def _local(source):
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise FileNotFoundError(f'{source} is a file, not a folder in DiTPipeline layout (transformer/, vae/, scheduler/)')
+        raise FileNotFoundError(f'{source} is a file, not a folder in DiTPipeline layout (transformer/, vae/, scheduler/). '
+                                f'{CONVERTER} makes one of a checkpoint of Meta\'s DiT or SiT')
     try:
         return Path(snapshot_download(str(source), allow_patterns=['transformer/*', 'vae/*', 'scheduler/*', '*.json']))
     except Exception as error:  # the hub raises many kinds, for a bad id, no network, no permission
@@ -95,8 +123,10 @@ def _local(source):
 def _config(folder, part):
     path = folder / part / ('scheduler_config.json' if part == 'scheduler' else 'config.json')
     if not path.is_file():
+        meta = ', '.join(file.name for file in folder.glob('*.pt'))
         raise FileNotFoundError(f'{folder} lacks {part}/{path.name}: a checkpoint in DiTPipeline layout has transformer/, '
-                                'vae/ and scheduler/, each with its config')
+                                'vae/ and scheduler/, each with its config'
+                                + (f'. {CONVERTER} makes one of {meta} if that is Meta\'s DiT or SiT' if meta else ''))
     try:
         config = json.loads(path.read_text())
         config['_class_name']  # noqa: B018, a probe
@@ -113,6 +143,10 @@ def _load(cls, folder, part):
         model, info = cls.from_pretrained(folder, subfolder=part, local_files_only=True, low_cpu_mem_usage=False,
                                           output_loading_info=True)
     except Exception as error:  # safetensors, torch and diffusers raise many kinds for a damaged or mismatched file
+        if _is_refusal(error):
+            raise ValueError(f'{folder}/{part}: the pickled weights are damaged, or hold more than tensors and are refused, since '
+                             'loading them could run code. Get them as safetensors, or have them saved as such by someone who '
+                             'trusts them') from None
         raise ValueError(f'{folder}/{part} cannot be loaded as {cls.__name__}: {error}. Its weights are missing, damaged, or '
                          'of another shape than its config.json says') from error
     for problem in ('missing_keys', 'unexpected_keys', 'mismatched_keys'):
@@ -120,6 +154,13 @@ def _load(cls, folder, part):
             raise ValueError(f'{folder}/{part}: {problem.replace("_", " ")} {sorted(map(str, info[problem]))[:5]}: the weights '
                              'do not fit the config.json beside them')
     return model
+
+
+def _is_refusal(error):
+    """Whether torch's weights_only refused a file somewhere behind ``error``."""
+    while error is not None and not isinstance(error, pickle.UnpicklingError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _process(name, config):

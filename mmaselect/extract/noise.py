@@ -28,10 +28,12 @@ class NoiseProcess:
         """The process of a diffusers scheduler: DDPM-like (``alphas_cumprod``) or flow matching (shifted ``sigmas``).
 
         Flow matching mixes x_t = (1 - sigma) x_0 + sigma eps (Lipman et al. 2023, arXiv:2210.02747; SD3, arXiv:2403.03206,
-        section 3.1), with the scheduler's own static shift.
+        section 3.1), with the scheduler's own static shift. Its networks are given sigma * T as their time, unless the config
+        has ``_model_time``, a key of ours that diffusers keeps and ignores: 'sigma', the share of the noise (REPA), or 'signal',
+        that of the image (SiT, arXiv:2401.08740, whose t=1 is clean).
 
         Raises:
-            ValueError: The scheduler has neither, so it does not define a noise process.
+            ValueError: The scheduler has neither, so it does not define a noise process, or its ``_model_time`` is unknown.
         """
         steps = scheduler.config.num_train_timesteps
         if hasattr(scheduler, 'alphas_cumprod'):
@@ -41,7 +43,11 @@ class NoiseProcess:
             sigma = torch.arange(1, steps + 1, dtype=torch.float64) / steps  # the scheduler counts down, t counts up
             shift = scheduler.config.shift
             sigma = shift * sigma / (1 + (shift - 1) * sigma)
-            return cls(1 - sigma, sigma, sigma * steps)
+            times = {None: sigma * steps, 'sigma': sigma, 'signal': 1 - sigma}
+            name = scheduler.config.get('_model_time')
+            if name not in times:
+                raise ValueError(f"_model_time is 'sigma' or 'signal', not {name!r}")
+            return cls(1 - sigma, sigma, times[name])
         raise ValueError(f'{type(scheduler).__name__} has neither alphas_cumprod nor shifted sigmas, so it defines no noise '
                          'process: put a DDPM, DDIM or FlowMatchEulerDiscrete scheduler into scheduler/')
 

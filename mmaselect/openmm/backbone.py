@@ -24,6 +24,8 @@ class DiTBackbone(BaseModule):
         noise (str): 'seeded' (the same noise for every image, from the latent's shape and ``seed``), 'random' (fresh noise
             while training, seeded otherwise) or 'none'.
         seed (int): Of the seeded noise.
+        pos_scale (str | None): 'interpolate' or 'extrapolate': positions on other grids than the training's; see
+            ``FeatureExtractor``.
         frozen (bool): Whether the DiT is trained. The VAE never is.
         init_cfg (dict | None): MMEngine's.
 
@@ -33,15 +35,15 @@ class DiTBackbone(BaseModule):
     """
 
     def __init__(self, pretrained=None, arch=None, taps=((-1, 'hidden'),), timestep=None, noise='seeded', seed=0,
-                 frozen=True, init_cfg=None):
+                 pos_scale=None, frozen=True, init_cfg=None):
         super().__init__(init_cfg)
         if (pretrained is None) == (arch is None):
             raise ValueError('DiTBackbone needs either pretrained (a folder or hub id) or arch (sizes, random weights)')
         if noise not in ('seeded', 'random', 'none'):
             raise ValueError(f"noise is 'seeded', 'random' or 'none', not {noise!r}")
         taps = [tuple(tap) if isinstance(tap, list) else tap for tap in taps]
-        self.extractor = (FeatureExtractor.from_pretrained(pretrained, taps) if arch is None
-                          else FeatureExtractor.from_arch(arch, taps))
+        self.extractor = (FeatureExtractor.from_pretrained(pretrained, taps, pos_scale) if arch is None
+                          else FeatureExtractor.from_arch(arch, taps, pos_scale))
         self.taps = self.extractor.taps  # those of the config
         self.fixed = timestep
         self.noise, self.seed, self.frozen = noise, seed, frozen

@@ -3,6 +3,8 @@
 A family is an ``nn.Module`` around diffusers' own model, with
 
 - ``depth``, ``width``, ``patch_size``, ``in_channels``: blocks, channels of a token, latent pixels, latent channels;
+- ``pos_scales``, where there is a choice of positions on other grids than the training's: its names, of which the attribute
+  ``pos_scale`` holds one;
 - ``condition(time, blocks)``: what the first ``blocks`` blocks need to know of the timesteps (B,) and of the null condition;
 - ``embed(latent)``: (B, C, H, W) -> the state that the blocks pass on, for DiT the tokens (B, N, D);
 - ``block(index, state, condition, need)``: one block -> (taps, state). ``need`` is the set of tap names that must be

@@ -3,18 +3,46 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.embeddings import get_2d_sincos_pos_embed
+from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
 from torch import nn
 
 
 @lru_cache(maxsize=32)
-def positions(width, grid, base, device, dtype):
-    """Sin-cos positions (1, h * w, D) of a grid (h, w), stretched over the ``base`` x ``base`` grid of the training."""
-    return get_2d_sincos_pos_embed(width, grid, base_size=base, output_type='pt').float()[None].to(device, dtype)
+def positions(width, grid, base, scale, device, dtype):
+    """Sin-cos positions of a grid of tokens, as in DiT's code: the first half of the channels encodes x, the second y.
+
+    Args:
+        width (int): Channels D.
+        grid (tuple[int, int]): Tokens (h, w).
+        base (int): Side of the square grid of the training, whose tokens were at 0, 1, ..., base - 1.
+        scale (str): 'interpolate' stretches each side of ``grid`` over the training's on its own, so that row i is at
+            i * base / h and column j at j * base / w. 'extrapolate' keeps the training's spacing, row i at i and column j at j,
+            and goes on beyond its end where the grid is larger.
+        device, dtype: Of the result.
+
+    Returns:
+        Tensor: (1, h * w, D), row by row.
+    """
+    y, x = (torch.arange(side, dtype=torch.float64) * (base / side if scale == 'interpolate' else 1) for side in grid)
+    places = torch.stack(torch.meshgrid(x, y, indexing='xy'))  # (2, h, w), x first
+    return get_2d_sincos_pos_embed_from_grid(width, places, output_type='pt').float()[None].to(device, dtype)
+
+
+def share_embedders(model):
+    """Lets all blocks use the first one's embedder of times and labels where theirs are equal to it.
+
+    diffusers keeps one per block; DiT has one in all, which published checkpoints hold as many times as there are blocks.
+    """
+    first, *others = (block.norm1 for block in model.transformer_blocks)
+    for other in others:
+        pairs = list(zip(first.emb.parameters(), other.emb.parameters(), strict=True))
+        if all(a.shape == b.shape and not a.is_meta and torch.equal(a, b) for a, b in pairs):
+            other.emb = first.emb
 
 
 class DiT(nn.Module):
     """The blocks of a DiT, one at a time. See the package's docstring for the interface."""
+    pos_scales = ('interpolate', 'extrapolate')
 
     def __init__(self, model):
         super().__init__()
@@ -24,6 +52,13 @@ class DiT(nn.Module):
         self.patch_size = model.config.patch_size
         self.in_channels = model.config.in_channels
         self.heads = model.config.num_attention_heads
+        self.pos_scale = 'interpolate'
+        # Meta's code spaces the 128 frequencies of the time by 1 / 128 of their range. diffusers does by 1 / 127, also for the
+        # checkpoints that it published. Ours of Meta's files say so in a key of their config that diffusers keeps and ignores.
+        for block in model.transformer_blocks:
+            time = block.norm1.emb.time_proj
+            time.downscale_freq_shift = model.config.get('_downscale_freq_shift', time.downscale_freq_shift)
+        share_embedders(model)
 
     def _embedding(self, embedder, time):
         """The embedding (B, D) of the time and of the null class, which LabelEmbedding keeps behind the classes."""
@@ -45,7 +80,7 @@ class DiT(nn.Module):
         patches = self.model.pos_embed.proj(latent)  # (B, D, h, w)
         grid = tuple(patches.shape[-2:])
         base = self.model.config.sample_size // self.patch_size
-        places = positions(self.width, grid, base, patches.device, patches.dtype)  # (1, h * w, D)
+        places = positions(self.width, grid, base, self.pos_scale, patches.device, patches.dtype)  # (1, h * w, D)
         return patches.flatten(2).transpose(1, 2) + places  # (B, h * w, D)
 
     def block(self, index, state, condition, need):
