@@ -3,7 +3,8 @@ import shutil
 
 import pytest
 import tiny
-from diffusers import DDIMScheduler, DiTPipeline
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
 
 from mmaselect.extract import FeatureExtractor, loading
 
@@ -39,11 +40,43 @@ def test_missing_weights_are_named(folder):
         loading.from_pretrained(folder)
 
 
-def test_truncated_weights_are_named(folder):
-    path = folder / 'vae' / 'diffusion_pytorch_model.safetensors'
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match='vae cannot be loaded as AutoencoderKL'):
+@pytest.mark.parametrize('part, name', [('vae', 'AutoencoderKL'), ('transformer', 'DiTTransformer2DModel')])
+@pytest.mark.parametrize('damage', [lambda b: b[:4], lambda b: b[:1000], lambda b: b[:-100], lambda b: b'\xff' * 200])
+def test_damaged_weights_are_named(folder, part, name, damage):
+    path = folder / part / 'diffusion_pytorch_model.safetensors'
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=f'{part} cannot be loaded as {name}: .*diffusion_pytorch_model.safetensors.*damaged'):
         loading.from_pretrained(folder)
+
+
+class Attack:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, flag):
+        self.flag = flag
+
+    def __reduce__(self):
+        return open, (str(self.flag), 'w')
+
+
+def pickled(folder, extra):
+    """The transformer's weights as torch.save writes them, in place of the safetensors."""
+    (folder / 'transformer' / 'diffusion_pytorch_model.safetensors').unlink()
+    torch.save({**tiny.extractor().family.model.state_dict(), **extra}, folder / 'transformer' / 'diffusion_pytorch_model.bin')
+
+
+def test_pickled_tensors_are_loaded(folder):
+    expected, = FeatureExtractor.from_pretrained(folder).eval()(tiny.images(), 7)
+    pickled(folder, {})
+    torch.testing.assert_close(FeatureExtractor.from_pretrained(folder).eval()(tiny.images(), 7)[0], expected)
+
+
+def test_pickled_code_is_refused_and_does_not_run(folder, tmp_path):
+    pickled(folder, {'more': Attack(tmp_path / 'ran')})
+    with pytest.raises(ValueError, match='transformer: the pickled weights .* refused.*Get them as safetensors') as caught:
+        loading.from_pretrained(folder)
+    assert 'weights_only' not in str(caught.value)
+    assert not (tmp_path / 'ran').exists()
 
 
 def test_other_shapes_are_named(folder):
@@ -63,6 +96,42 @@ def test_an_unknown_transformer_is_named(folder):
     edit(folder / 'transformer' / 'config.json', _class_name='UNet2DModel')
     with pytest.raises(ValueError, match='is a UNet2DModel: the known transformers are DiTTransformer2DModel'):
         loading.from_pretrained(folder)
+
+
+def test_an_older_name_of_the_class_is_understood(folder):
+    """facebook/DiT-XL-2-256 says Transformer2DModel, which diffusers has since split up by norm_type."""
+    expected, = FeatureExtractor.from_pretrained(folder).eval()(tiny.images(), 7)
+    edit(folder / 'transformer' / 'config.json', _class_name='Transformer2DModel', cross_attention_dim=None)
+    assert torch.equal(FeatureExtractor.from_pretrained(folder).eval()(tiny.images(), 7)[0], expected)
+    edit(folder / 'transformer' / 'config.json', norm_type='layer_norm')
+    with pytest.raises(ValueError, match='is a Transformer2DModel: the known'):
+        loading.from_pretrained(folder)
+
+
+def test_a_vae_of_another_width_is_named(folder):
+    shutil.rmtree(folder / 'vae')
+    AutoencoderKL(**dict(tiny.VAE, latent_channels=8)).save_pretrained(folder / 'vae')
+    with pytest.raises(ValueError, match='vae/config.json: latent_channels is 8 and the DiT takes 4: use the VAE'):
+        loading.from_pretrained(folder)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(_class_name='CMStochasticIterativeScheduler'), 'defines no noise process: put a DDPM'),
+    (dict(_class_name='Nothing'), "'Nothing' is not a scheduler"),
+    (dict(_class_name='FlowMatchEulerDiscreteScheduler', _model_time='seconds'), "_model_time is .* not 'seconds'"),
+])
+def test_a_scheduler_without_a_process_is_named(folder, changes, message):
+    edit(folder / 'scheduler' / 'scheduler_config.json', **changes)
+    with pytest.raises(ValueError, match=f'scheduler/scheduler_config.json: .*{message}'):
+        loading.from_pretrained(folder)
+
+
+def test_metas_file_in_place_of_a_folder_names_the_converter(tmp_path):
+    torch.save({'x_embedder.proj.weight': torch.zeros(1)}, tmp_path / 'DiT-XL-2-256x256.pt')
+    with pytest.raises(FileNotFoundError, match='is a file, not a folder.*dit2diffusers.py makes one'):
+        loading.from_pretrained(tmp_path / 'DiT-XL-2-256x256.pt')
+    with pytest.raises(FileNotFoundError, match='lacks transformer/config.json.*dit2diffusers.py makes one of DiT-XL-2-256x256.pt'):
+        loading.from_pretrained(tmp_path)
 
 
 def test_a_broken_config_is_named(folder):

@@ -30,6 +30,16 @@ def test_flow_matching_counts_up_with_the_schedulers_own_shift():
     torch.testing.assert_close(process.signal, 1 - process.sigma)
 
 
+@pytest.mark.parametrize('name, first, last', [('signal', 0.999, 0), ('sigma', 0.001, 1), (None, 1, 1000)])
+def test_what_a_flow_matching_network_is_given_as_its_time(name, first, last):
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    if name:
+        scheduler.register_to_config(_model_time=name)
+    process = NoiseProcess.from_scheduler(FlowMatchEulerDiscreteScheduler.from_config(dict(scheduler.config)))
+    assert process.model_time[[0, -1]].tolist() == pytest.approx([first, last], abs=1e-12)
+    assert process.sigma[[0, -1]].tolist() == pytest.approx([0.001, 1])
+
+
 def test_zero_is_the_cleanest():
     process = NoiseProcess.from_scheduler(DDPMScheduler())
     assert process.sigma.diff().min() > 0
