@@ -1,7 +1,7 @@
 """Checkpoints in the layout of Meta's DiT code, as diffusers' ``DiTTransformer2DModel``.
 
 DiT (arXiv:2212.09748), SiT (arXiv:2401.08740) and REPA (arXiv:2410.06940) name and shape their weights alike, and differ in
-the noise process that they were trained with. None of it is in the files, so it is told by name; see ``process_of``.
+the noise process that they were trained with. The weights do not tell which that was; see ``process_of``.
 """
 import argparse
 import contextlib
@@ -29,6 +29,7 @@ _EMBEDDERS = {
     't_embedder.mlp.2.weight': 'timestep_embedder.linear_2.weight', 't_embedder.mlp.2.bias': 'timestep_embedder.linear_2.bias',
     'y_embedder.embedding_table.weight': 'class_embedder.embedding_table.weight',
 }
+# What the sizes are read from.
 _SHAPED = ('x_embedder.proj.weight', 'y_embedder.embedding_table.weight', 'final_layer.linear.weight', 'pos_embed',
            'blocks.0.attn.qkv.weight')
 _UNUSED = 'projectors.'  # REPA's alignment to another encoder's features, beside the network and used in training alone
@@ -47,7 +48,7 @@ def read_checkpoint(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} is not a file: give one of Meta\'s checkpoints, such as DiT-XL-2-256x256.pt')
-    # Meta's training checkpoints carry their command line, which is plain data. torch before 2.5 cannot be told so.
+    # Meta's training checkpoints carry their command line, a Namespace of plain data. Before torch 2.5 they are refused.
     allow = getattr(torch.serialization, 'safe_globals', lambda _: contextlib.nullcontext())
     try:
         if path.suffix == '.safetensors':
@@ -72,14 +73,16 @@ def read_checkpoint(path):
     return state
 
 
-def process_of(path, state):
-    """What a checkpoint's time means, by its keys or, if these do not tell, by its path: one of PROCESSES.
+def process_of(path, state, arch=None):
+    """The noise process of a checkpoint, one of PROCESSES: REPA's where there are projectors, else as ``arch`` or the path says.
 
     Raises:
-        ValueError: Neither tells.
+        ValueError: Nothing tells.
     """
     if any(key.startswith(_UNUSED) for key in state):
         return 'repa'
+    if arch is not None:
+        return arch[:3].lower()
     names = re.findall(r'(?<![a-z])(dit|sit)-(?:s|b|l|xl)\b', str(Path(path).absolute()).lower())
     if not names:
         raise ValueError(f'neither the keys nor the path of {path} tell DiT from SiT, whose weights look alike: say '
@@ -122,9 +125,10 @@ def transformer_config(state, *, arch=None, heads=None):
             raise ValueError(f'arch {arch!r} is not known: choose one of {", ".join(ARCHS)}')
         *size, arch_heads, arch_patch = ARCHS[arch]
         if (depth, width, patch) != (*size, arch_patch):
-            raise ValueError(f'arch {arch} has {size[0]} blocks of width {size[1]} and patch {arch_patch}; the file has {depth} of '
-                             f'width {width} and patch {patch} (x_embedder.proj.weight '
-                             f'{tuple(state["x_embedder.proj.weight"].shape)}): leave the name out to have it found')
+            shape = tuple(state['x_embedder.proj.weight'].shape)
+            raise ValueError(f'arch {arch} has {size[0]} blocks of width {size[1]} and patch {arch_patch}; the file has {depth} '
+                             f'of width {width} and patch {patch} (x_embedder.proj.weight {shape}): leave the name out to have '
+                             'it found')
         heads = heads or arch_heads
     heads = heads or {size[:2]: size[2] for size in SIZES.values()}.get((depth, width))
     if not heads or width % heads:

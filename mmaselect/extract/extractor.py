@@ -29,7 +29,8 @@ class FeatureExtractor(nn.Module):
         if pos_scale is not None:
             choices = getattr(self.family, 'pos_scales', ())
             if pos_scale not in choices:
-                raise ValueError(f'pos_scale of {type(parts.transformer).__name__} is None or one of {choices}, not {pos_scale!r}')
+                raise ValueError(f'pos_scale of {type(parts.transformer).__name__} is None or one of {choices}, not '
+                                 f'{pos_scale!r}')
             self.family.pos_scale = pos_scale
         self.encoder = LatentEncoder(parts.vae, patch_size=self.family.patch_size, channels=self.family.in_channels)
         self.process: NoiseProcess = parts.process

@@ -25,9 +25,8 @@ class LatentEncoder(nn.Module):
     def __init__(self, vae, *, patch_size, channels):
         super().__init__()
         if vae is not None and vae.config.latent_channels != channels:
-            raise ValueError(f'the VAE makes latents of {vae.config.latent_channels} channels and the DiT takes {channels} '
-                             '(latent_channels of vae/config.json, in_channels of transformer/config.json): they are not of one '
-                             'pipeline. Use the VAE that the DiT was trained with')
+            raise ValueError(f'the VAE makes latents of {vae.config.latent_channels} channels and the DiT takes {channels}: '
+                             'they are not of one pipeline')
         self.vae = vae if vae is None else vae.requires_grad_(False).eval()
         self.image_channels = channels if vae is None else vae.config.in_channels
         self.stride = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)  # image pixels per latent pixel

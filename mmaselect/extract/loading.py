@@ -144,9 +144,9 @@ def _load(cls, folder, part):
                                           output_loading_info=True)
     except Exception as error:  # safetensors, torch and diffusers raise many kinds for a damaged or mismatched file
         if _is_refusal(error):
-            raise ValueError(f'{folder}/{part}: the pickled weights are damaged, or hold more than tensors and are refused, since '
-                             'loading them could run code. Get them as safetensors, or have them saved as such by someone who '
-                             'trusts them') from None
+            raise ValueError(f'{folder}/{part}: the pickled weights are damaged, or hold more than tensors and are refused, '
+                             'since loading them could run code. Get them as safetensors, or have them saved as such by '
+                             'someone who trusts them') from None
         raise ValueError(f'{folder}/{part} cannot be loaded as {cls.__name__}: {error}. Its weights are missing, damaged, or '
                          'of another shape than its config.json says') from error
     for problem in ('missing_keys', 'unexpected_keys', 'mismatched_keys'):

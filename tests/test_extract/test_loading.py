@@ -130,7 +130,7 @@ def test_metas_file_in_place_of_a_folder_names_the_converter(tmp_path):
     torch.save({'x_embedder.proj.weight': torch.zeros(1)}, tmp_path / 'DiT-XL-2-256x256.pt')
     with pytest.raises(FileNotFoundError, match='is a file, not a folder.*dit2diffusers.py makes one'):
         loading.from_pretrained(tmp_path / 'DiT-XL-2-256x256.pt')
-    with pytest.raises(FileNotFoundError, match='lacks transformer/config.json.*dit2diffusers.py makes one of DiT-XL-2-256x256.pt'):
+    with pytest.raises(FileNotFoundError, match='lacks transformer/config.json.*dit2diffusers.py makes one of DiT-XL-2-256x256'):
         loading.from_pretrained(tmp_path)
 
 

@@ -41,10 +41,10 @@ def check(folder, state, t, signal, sigma, model_time):
 
 def test_a_dit_is_converted(vae, tmp_path):
     said = convert(tmp_path, vae)
-    assert 'DiT-S-2.pt' not in said and '3 blocks of width 16, patch 2' in said and 'the noise process is that of dit' in said
+    assert '3 blocks of width 16, patch 2' in said and 'the noise process is that of dit' in said
     share = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[600].item()
     extractor = check(tmp_path / 'out', meta_dit.weights(), 600, share ** 0.5, (1 - share) ** 0.5, 600)
-    torch.testing.assert_close(extractor(tiny.images(), 7)[0].shape, torch.Size((2, 16, 4, 4)))
+    assert extractor(tiny.images(), 7)[0].shape == (2, 16, 4, 4)
     blocks = extractor.family.model.transformer_blocks
     assert blocks[2].norm1.emb is blocks[0].norm1.emb
     assert not list(tmp_path.glob('.*'))
@@ -60,7 +60,8 @@ def test_diffusers_reads_what_was_written(vae, tmp_path):
 
 
 @pytest.mark.parametrize('name, extra, options, t, model_time', [
-    ('SiT-S-2-256.pt', [], (), 249, 0.75), ('SiT-S-2.pt', PROJECTORS, (), 249, 0.25), ('last.pt', [], ('--process', 'sit'), 0, 0.999),
+    ('SiT-S-2-256.pt', [], (), 249, 0.75), ('SiT-S-2.pt', PROJECTORS, (), 249, 0.25),
+    ('last.pt', [], ('--process', 'sit'), 0, 0.999),
 ])
 def test_a_sit_is_converted(vae, tmp_path, name, extra, options, t, model_time):
     state = meta_dit.weights()
@@ -88,6 +89,14 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(vae, tmp_path, options,
     with pytest.raises(SystemExit, match=message):
         convert(tmp_path, vae, options=options)
     assert {path.name for path in tmp_path.iterdir()} == {'DiT-S-2.pt'}
+
+
+def test_an_mlp_of_another_width_is_refused(vae, tmp_path):
+    state = meta_dit.weights()
+    state['blocks.1.mlp.fc1.weight'] = state['blocks.1.mlp.fc1.weight'][:32]
+    with pytest.raises(SystemExit, match=r'size mismatch for transformer_blocks\.1\.ff\.net\.0\.proj\.weight'):
+        convert(tmp_path, vae, state=state)
+    assert not (tmp_path / 'out').exists()
 
 
 def test_a_vae_of_another_width_is_refused(tmp_path):

@@ -38,17 +38,17 @@ def main():
     parser.add_argument('--heads', type=int, help="attention heads, for sizes other than DiT's S, B, L and XL")
     parser.add_argument('--process', choices=converters.PROCESSES,
                         help="whose noise process: DiT's, SiT's (time 1 is clean) or REPA's (time 0 is clean). By default REPA's "
-                        'where there are projectors, and else what the path says')
+                        'where there are projectors, and else what --arch or the path says')
     args = parser.parse_args()
     try:
         with new_folder(args.out) as folder:
             state = converters.read_checkpoint(args.source)
-            process = args.process or converters.process_of(args.source, state)
             config = converters.transformer_config(state, arch=args.arch, heads=args.heads)
+            process = args.process or converters.process_of(args.source, state, args.arch)
             model, left = build(state, config)
             vae = loading.load_vae(args.vae, config['in_channels'])
             DiTPipeline(model, vae, converters.scheduler_of(process)).save_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last by torch, for shapes that are none of DiT's
         raise SystemExit(f'{args.source} was not converted: {error}') from error
     if left:
         print(f'left out, since the network does not need them: {", ".join(left)}')

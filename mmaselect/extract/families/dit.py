@@ -32,6 +32,7 @@ def share_embedders(model):
     """Lets all blocks use the first one's embedder of times and labels where theirs are equal to it.
 
     diffusers keeps one per block; DiT has one in all, which published checkpoints hold as many times as there are blocks.
+    safetensors stores no tensor under two names, so that a model treated so cannot be saved by ``save_pretrained``.
     """
     first, *others = (block.norm1 for block in model.transformer_blocks)
     for other in others:
