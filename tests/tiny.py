@@ -8,6 +8,13 @@ VAE = dict(block_out_channels=(8, 8), down_block_types=('DownEncoderBlock2D',) *
 DIT = dict(num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=4, sample_size=8,
            patch_size=2, num_embeds_ada_norm=5, norm_type='ada_norm_zero')
 ARCH = dict(transformer=DIT, vae=VAE)  # 16 channels, 4 pixels per token
+FLOW = dict(type='FlowMatchEulerDiscreteScheduler', shift=3.0)
+SD3 = dict(type='SD3Transformer2DModel', num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4,
+           num_layers=4, sample_size=8, patch_size=2, pos_embed_max_size=12, joint_attention_dim=12, caption_projection_dim=16,
+           pooled_projection_dim=10)
+SD35 = dict(SD3, qk_norm='rms_norm', dual_attention_layers=(0, 1))
+PIXART = dict(type='PixArtTransformer2DModel', num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=8,
+              num_layers=4, sample_size=8, patch_size=2, cross_attention_dim=24, caption_channels=10)
 PIXEL_ARCH = dict(transformer=dict(DIT, in_channels=3, out_channels=3))
 
 

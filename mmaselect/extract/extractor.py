@@ -13,7 +13,7 @@ class FeatureExtractor(nn.Module):
     """Features of images from the blocks of a diffusion transformer at a timestep.
 
     Args:
-        parts (Parts): Transformer, VAE and noise process, from ``loading``.
+        parts (Parts): Transformer, VAE, noise process and null prompt, from ``loading``.
         taps (Sequence[tuple[int, str]]): What to read, as (block, name); see ``taps.TAPS`` for the names.
         pos_scale (str | None): Positions on grids of other sizes than the training's. 'interpolate' stretches the grid over the
             training's, each side on its own; 'extrapolate' keeps the training's distance between tokens and goes on beyond its
@@ -25,7 +25,7 @@ class FeatureExtractor(nn.Module):
 
     def __init__(self, parts, taps=((-1, 'hidden'),), pos_scale=None):
         super().__init__()
-        self.family = family_of(parts.transformer)
+        self.family = family_of(parts.transformer, parts.null)
         if pos_scale is not None:
             choices = getattr(self.family, 'pos_scales', ())
             if pos_scale not in choices:

@@ -86,4 +86,4 @@ def seeded_noise(shape, *seeds):
 
     Drawn on the CPU whatever the device, so that a GPU and a CPU see the same noise.
     """
-    return torch.randn(shape, generator=torch.Generator().manual_seed(mix(*seeds)))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(mix(*seeds)), device='cpu')

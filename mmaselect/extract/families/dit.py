@@ -4,7 +4,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
-from torch import nn
+
+from .base import Family
 
 
 @lru_cache(maxsize=32)
@@ -41,18 +42,12 @@ def share_embedders(model):
             other.emb = first.emb
 
 
-class DiT(nn.Module):
+class DiT(Family, wraps='DiTTransformer2DModel'):
     """The blocks of a DiT, one at a time. See the package's docstring for the interface."""
     pos_scales = ('interpolate', 'extrapolate')
 
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-        self.depth = len(model.transformer_blocks)
-        self.width = model.inner_dim
-        self.patch_size = model.config.patch_size
-        self.in_channels = model.config.in_channels
-        self.heads = model.config.num_attention_heads
+    def __init__(self, model, null=None):
+        super().__init__(model, null)
         self.pos_scale = 'interpolate'
         # Meta's code spaces the 128 frequencies of the time by 1 / 128 of their range. diffusers does by 1 / 127, also for the
         # checkpoints that it published. Ours of Meta's files say so in a key of their config that diffusers keeps and ignores.
@@ -95,8 +90,7 @@ class DiT(nn.Module):
             if name in need or beyond:
                 taps[name] = project(modulated)
         if beyond:
-            heads = [taps[name].unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
-                     for name in ('query', 'key', 'value')]
+            heads = [self.split(taps[name]) for name in ('query', 'key', 'value')]  # (B, heads, N, D / heads)
             mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)  # (B, N, D)
             taps['attn'] = attention.to_out[0](mixed)
         if need & {'mlp', 'hidden'}:
@@ -105,11 +99,7 @@ class DiT(nn.Module):
             taps['hidden'] = x + mlp_gate * taps['mlp']
         return taps, taps.get('hidden')
 
-    def output(self, state, time, grid):
-        """The network's own prediction (B, C_out, H, W) from the last block's output."""
-        model, p = self.model, self.patch_size
-        embedding = self._embedding(model.transformer_blocks[0].norm1.emb, time)
-        shift, scale = model.proj_out_1(embedding)[:, None].chunk(2, dim=-1)
-        pixels = model.proj_out_2(model.norm_out(state) * (1 + scale) + shift)  # (B, h * w, p * p * C)
-        pixels = pixels.unflatten(1, grid).unflatten(3, (p, p, -1))  # (B, h, w, p, p, C)
-        return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, C, h * p, w * p)
+    def output(self, hidden, time, grid):
+        embedding = self._embedding(self.model.transformer_blocks[0].norm1.emb, time)
+        shift, scale = self.model.proj_out_1(embedding)[:, None].chunk(2, dim=-1)
+        return self.unpatchify(self.model.proj_out_2(self.model.norm_out(hidden) * (1 + scale) + shift), grid)
