@@ -55,14 +55,14 @@ def load(folder, transformer):
         with safe_open(path, 'pt') as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
-        made_for = metadata.get('transformer'), json.loads(metadata['config'])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        made_for = metadata['transformer'], dict(json.loads(metadata['config']))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path} is damaged, or not a null prompt ({type(error).__name__}: {error}): {remedy}') from error
     other = _difference(made_for, (name, _config(transformer)))
     if not other:
-        tokens = tensors['prompt_embeds'].shape[1] if 'prompt_embeds' in tensors else 1
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        wanted = expected(transformer.config, tokens)
+        prompt = shapes.get('prompt_embeds', ())
+        wanted = expected(transformer.config, prompt[1] if len(prompt) > 1 else 1)  # of as many tokens, any number
         other = '' if shapes == wanted else f'it has {shapes} and {name} takes {wanted}'
     if other:
         raise ValueError(f'{path} is of another model: {other}. For this one, {remedy}')
