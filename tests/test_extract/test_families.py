@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from mmaselect.extract import TAPS, FeatureExtractor, loading, null_prompt
+from mmaselect.extract import TAPS, FeatureExtractor, NoiseProcess, loading, null_prompt
 from mmaselect.extract.families import FAMILIES, Family, family_of
 from mmaselect.extract.noise import seeded_noise
 
@@ -174,6 +174,28 @@ def test_sd3_positions_are_cut_from_the_middle_of_its_table():
     places = (made.family.embed(latent)[0] - made.family.model.pos_embed.proj.bias)[0].unflatten(0, (2, 10))
     table = made.family.model.pos_embed.pos_embed[0].unflatten(0, (12, 12))
     torch.testing.assert_close(places, table[5:7, 1:11])
+
+
+def test_sd3_is_noised_and_told_the_time_as_in_its_pipeline(monkeypatch):
+    """The scheduler's shifted noise level, a thousand times that as the time, the VAE's shift and scale."""
+    made = extractor('sd3', dtype=torch.float32)
+    made.encoder.vae.register_to_config(shift_factor=0.0609)
+    pipeline = diffusers.StableDiffusion3Img2ImgPipeline(
+        made.family.model, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), made.encoder.vae, *[None] * 6)
+    pipeline.set_progress_bar_config(disable=True)
+    seen = []
+    made.family.model.register_forward_pre_hook(lambda module, args, given: seen.append(given), with_kwargs=True)
+    posterior = type(made.encoder.vae.encode(tiny.images(1)).latent_dist)
+    monkeypatch.setattr(posterior, 'sample', lambda self, generator=None: self.mode())
+    pipeline(image=tiny.images(1) / 2 + 0.5, height=16, width=16, strength=0.6, num_inference_steps=5, guidance_scale=0,
+             prompt_embeds=made.null['prompt_embeds'], pooled_prompt_embeds=made.null['pooled_prompt_embeds'],
+             generator=torch.Generator().manual_seed(1), output_type='latent')
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    time = seen[0]['timestep'].double()
+    torch.testing.assert_close(made.process.model_time, 1000 * made.process.sigma)
+    assert time.item() == pytest.approx(1000 * 3 * 0.5 / (1 + 2 * 0.5), rel=2e-3)  # third of five steps, the last at 0.003
+    here = NoiseProcess(1 - time / 1000, time / 1000, time)
+    torch.testing.assert_close(here.add(made.encoder(tiny.images(1)), torch.tensor([0]), noise), seen[0]['hidden_states'])
 
 
 def test_a_grid_larger_than_sd3s_table_is_refused():

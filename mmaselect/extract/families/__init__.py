@@ -42,8 +42,7 @@ def family_of(transformer, null=None):
     name = type(transformer).__name__
     if name not in FAMILIES:
         raise ValueError(f'{name} is not supported: the known transformers are {", ".join(FAMILIES)}')
-    null = null or {}
-    missing = FAMILIES[name].null_shapes(transformer.config, 1).keys() - null.keys()
+    missing = FAMILIES[name].null_shapes(transformer.config, 1).keys() - (null or {}).keys()
     if missing:
         raise ValueError(f'{name} is conditioned on text and needs its null prompt: {", ".join(sorted(missing))} are missing')
     return FAMILIES[name](transformer, null)

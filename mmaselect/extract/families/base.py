@@ -9,7 +9,7 @@ class Family(nn.Module):
 
     Args:
         model (diffusers.ModelMixin): The transformer.
-        null (dict[str, Tensor]): The null condition, which becomes the buffers ``null_<name>``, so that checkpoints carry it.
+        null (dict[str, Tensor] | None): The null condition. It becomes the buffers ``null_<name>``, so that checkpoints carry it.
     """
     known = {}
     null_tokens = 0
@@ -18,15 +18,15 @@ class Family(nn.Module):
         super().__init_subclass__(**kwargs)
         Family.known[wraps] = cls
 
-    def __init__(self, model, null):
+    def __init__(self, model, null=None):
         super().__init__()
-        self.model = model
+        self.model, self.config = model, model.config
         self.depth = len(model.transformer_blocks)
         self.width = model.inner_dim
-        self.patch_size = model.config.patch_size
-        self.in_channels = model.config.in_channels
-        self.heads = model.config.num_attention_heads
-        for name, value in null.items():
+        self.patch_size = self.config.patch_size
+        self.in_channels = self.config.in_channels
+        self.heads = self.config.num_attention_heads
+        for name, value in (null or {}).items():
             self.register_buffer(f'null_{name}', value.to(model.device, model.dtype))
 
     @staticmethod

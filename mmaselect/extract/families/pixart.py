@@ -36,7 +36,7 @@ class PixArt(Family, wraps='PixArtTransformer2DModel'):
 
     def _embedding(self, time):
         """The projection (B, 6 D) for all blocks, and the embedding (B, D) of the time and the size that it is made of."""
-        side = float(self.model.config.sample_size * VAE_STRIDE)
+        side = float(self.config.sample_size * VAE_STRIDE)
         size = dict(resolution=torch.full((len(time), 2), side, device=time.device),
                     aspect_ratio=torch.ones(len(time), 1, device=time.device))
         table = self.model.scale_shift_table

@@ -47,7 +47,7 @@ class SD3(Family, wraps='SD3Transformer2DModel'):
         return conditions
 
     def embed(self, latent):
-        most = self.model.config.pos_embed_max_size
+        most = self.config.pos_embed_max_size
         height, width = (side // self.patch_size for side in latent.shape[-2:])
         if most and max(height, width) > most:
             raise ValueError(f'{height} x {width} tokens are more than the {most} x {most} positions that this SD3 has: cut the '
