@@ -41,7 +41,8 @@ class NoiseProcess:
             return cls(kept.sqrt(), (1 - kept).sqrt(), torch.arange(steps, dtype=torch.float64))
         if 'shift' in scheduler.config and hasattr(scheduler, 'sigmas'):
             sigma = torch.arange(1, steps + 1, dtype=torch.float64) / steps  # the scheduler counts down, t counts up
-            shift = scheduler.config.shift
+            # With a dynamic shift, which depends on the size of what is sampled, the scheduler's own levels are without.
+            shift = 1 if scheduler.config.get('use_dynamic_shifting') else scheduler.config.shift
             sigma = shift * sigma / (1 + (shift - 1) * sigma)
             times = {None: sigma * steps, 'sigma': sigma, 'signal': 1 - sigma}
             name = scheduler.config.get('_model_time')

@@ -22,8 +22,9 @@ def test_equals_the_schedulers_own_noise(scheduler):
     assert len(process) == scheduler.config.num_train_timesteps
 
 
-def test_flow_matching_counts_up_with_the_schedulers_own_shift():
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+@pytest.mark.parametrize('options', [dict(shift=3.0), dict(shift=3.0, use_dynamic_shifting=True)])
+def test_flow_matching_counts_up_with_the_schedulers_own_shift(options):
+    scheduler = FlowMatchEulerDiscreteScheduler(**options)
     process = NoiseProcess.from_scheduler(scheduler)
     torch.testing.assert_close(process.sigma.flip(0).float(), scheduler.sigmas[:1000].cpu())
     torch.testing.assert_close(process.model_time.flip(0).float(), scheduler.timesteps.cpu())
