@@ -22,8 +22,8 @@ yapf_api.FormatCode = lambda text, *_, **__: (text, True)
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
     name: ROOT / 'configs' / f'dit_{name}.py'
-    for name in ('aselect_fashion_scenes', 'random_fashion_scenes', 'aselect_ade20k', 'aselect_cub', 'aselect_fashion_mnist',
-                 'random_fashion_mnist')
+    for name in ('aselect_fashion_scenes', 'random_fashion_scenes', 'aselect_ade20k', 'aselect_ade20k_sd3', 'aselect_cub',
+                 'aselect_fashion_mnist', 'random_fashion_mnist')
 }
 WIDTH = tiny.DIT['num_attention_heads'] * tiny.DIT['attention_head_dim']
 TRAIN, VAL = 6, 3  # images
@@ -117,23 +117,26 @@ def model_options(name):
     vae = {f'model.backbone.arch.vae.{key}': value for key, value in tiny.VAE.items()}
     if name.startswith('random'):
         return vae
+    sd3 = name.endswith('sd3')
     options = {
         'model.backbone.pretrained': None, **vae,
-        **{f'model.backbone.arch.transformer.{key}': value for key, value in tiny.DIT.items()},
+        **{f'model.backbone.arch.transformer.{key}': value for key, value in (tiny.SD3 if sd3 else tiny.DIT).items()},
         'model.backbone.taps': [(block, 'hidden') for block in range(4)] if segments(name) else [(2, 'hidden')],
         'model.neck.in_channels': WIDTH,
     }
+    if sd3:
+        options.update({'model.backbone.arch.scheduler': tiny.FLOW, 'model.backbone.taps': [(2, 'query')]})
     if not segments(name):
         return {**options, 'model.neck.num_taps': 1, 'model.head.in_channels': WIDTH}
     options.update({'model.decode_head.in_channels': [WIDTH] * 4, 'model.decode_head.channels': 8})
-    if name.endswith('ade20k'):
+    if 'ade20k' in name:
         options.update({'model.auxiliary_head.in_channels': WIDTH, 'model.auxiliary_head.channels': 8})
     return options
 
 
 def options(name, data):
     """What to merge into a config so that it runs on the data below ``data`` in a second, as --cfg-options takes it."""
-    dataset = name.partition('_')[2]
+    dataset = name.partition('_')[2].removesuffix('_sd3')
     common = {
         **model_options(name),
         'model.neck.candidates': [40, 150, 600],

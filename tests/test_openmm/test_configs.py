@@ -15,10 +15,13 @@ from mmaselect.openmm.launch import nodes
 FILES = sorted((runs.ROOT / 'configs').glob('*.py'))
 CHECKPOINT = runs.ROOT / 'configs' / 'fashion_dit'
 DIT_XL_2 = dict(width=1152, depth=28)  # Peebles and Xie 2023, arXiv:2212.09748, table 1
+SD3_MEDIUM = dict(width=1536, depth=24)  # its transformer/config.json; width is 64 times depth, arXiv:2403.03206, section 4
 
 
 def sizes(name):
     """Width and depth of the DiT that a config's checkpoint has."""
+    if name.endswith('sd3'):
+        return SD3_MEDIUM
     if 'fashion' not in name:
         return DIT_XL_2
     dit = shipped_dit()
