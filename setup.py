@@ -20,6 +20,7 @@ setup(
         # The OpenMMLab stack, one of the two and never both: they provide modules of the same names.
         'onedl': ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'onedl-mmpretrain', 'ftfy', 'regex'],
         'openmmlab': ['mmengine>=0.10.7', 'mmcv==2.1.0', 'mmsegmentation==1.2.2', 'mmpretrain==1.2.0', 'ftfy', 'regex'],
-        'dev': ['pytest', 'ruff', 'scikit-learn'],  # the last for its digits, in benchmarks/
+        'text': ['transformers', 'sentencepiece', 'protobuf'],  # for tools/encode_null_prompt.py, whose test is part of dev
+        'dev': ['pytest', 'ruff', 'scikit-learn', 'transformers'],  # scikit-learn for its digits, in benchmarks/
     },
 )

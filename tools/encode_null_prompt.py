@@ -3,8 +3,8 @@
     python tools/encode_null_prompt.py checkpoints/stable-diffusion-3-medium-diffusers
 
 writes null_prompt.safetensors into that folder, where the config that names the folder as its ``pretrained`` finds it. The
-pipeline's own tokenizers and text encoders are used, by diffusers' own code. SD3's and PixArt's T5 has 4.7 billion parameters:
-19 GB of memory in float32, half as much in bfloat16.
+pipeline's own tokenizers and text encoders are used, by diffusers' own code, which needs transformers to be installed. SD3's T5
+has 4.7 billion parameters: 19 GB of memory in float32, half as much in bfloat16.
 """
 import argparse
 from pathlib import Path
@@ -19,7 +19,8 @@ from mmaselect.extract.families import FAMILIES
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('pipeline', help='folder of a pipeline in the layout of diffusers, or Hugging Face hub id')
-    parser.add_argument('--out', type=Path, help=f'file to write; by default {null_prompt.FILE} in the folder of the pipeline')
+    parser.add_argument('--out', type=Path, help=f'file to write; by default {null_prompt.FILE} in the folder of the pipeline, '
+                        'which is where it is looked for')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16', 'float16'], default='float32', help='of the text encoders')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='of the text encoders')
     args = parser.parse_args()

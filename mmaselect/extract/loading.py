@@ -61,7 +61,7 @@ def from_pretrained(source):
         process = _process(scheduler['_class_name'], scheduler)
     except ValueError as error:
         raise ValueError(f'{folder}/scheduler/scheduler_config.json: {error}') from error
-    return Parts(transformer, vae, process, null_prompt.load(folder, transformer))
+    return Parts(transformer, vae, process, null_prompt.load(folder, transformer, source))
 
 
 def load_vae(folder, channels):

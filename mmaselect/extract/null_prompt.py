@@ -1,7 +1,7 @@
 """The null condition of models that are conditioned on text: the embeddings of the empty prompt, made once and kept in a file.
 
-With them training needs no text encoder: SD3's T5 has 4.7 billion parameters (arXiv:2403.03206, section 4), more than twice as
-many as the transformer of SD3-medium. Which tensors there are is the family's business.
+With them training needs no text encoder: SD3's T5 has 4.7 billion parameters (arXiv:2403.03206), more than twice as many as the
+transformer of SD3-medium. Which tensors there are is the family's business.
 """
 import json
 
@@ -33,8 +33,13 @@ def save(path, tensors, transformer):
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, part, metadata)
 
 
-def load(folder, transformer):
+def load(folder, transformer, source):
     """The null condition of a checkpoint's transformer, from the file beside it; empty for a family that has none.
+
+    Args:
+        folder (Path): Of the checkpoint.
+        transformer (diffusers.ModelMixin): The checkpoint's.
+        source (str | Path): What the user calls the checkpoint: the folder, or a hub id.
 
     Returns:
         dict[str, Tensor]: By name; on the CPU, in the file's dtype.
@@ -47,7 +52,7 @@ def load(folder, transformer):
     if not expected(transformer.config, 1):
         return {}
     path, name = folder / FILE, type(transformer).__name__
-    remedy = f'make it with `python tools/encode_null_prompt.py {folder}`'
+    remedy = f'make it with `python tools/encode_null_prompt.py {source}`'
     if not path.is_file():
         raise FileNotFoundError(f'{folder} has no {FILE}, and its {name} needs the embeddings of the empty prompt: {remedy}, '
                                 'once; training then needs no text encoder')

@@ -65,6 +65,17 @@ def test_a_missing_file_says_how_to_make_it(folder):
         loading.from_pretrained(folder)
 
 
+def test_a_hub_id_is_called_so(folder, monkeypatch):
+    """The folder that it was fetched to has no text encoders."""
+    wanted = []
+    monkeypatch.setattr(loading, 'snapshot_download', lambda name, allow_patterns: wanted.extend(allow_patterns) or folder)
+    assert loading.from_pretrained('stabilityai/sd3').null
+    assert null_prompt.FILE in wanted
+    (folder / null_prompt.FILE).unlink()
+    with pytest.raises(FileNotFoundError, match='python tools/encode_null_prompt.py stabilityai/sd3`'):
+        loading.from_pretrained('stabilityai/sd3')
+
+
 def damage(kind, path):
     if kind == 'truncated':
         path.write_bytes(path.read_bytes()[:-100])

@@ -1,5 +1,6 @@
 """The tool on whole tiny pipelines, with text encoders and tokenizers made here: no network."""
 import json
+from fnmatch import fnmatch
 
 import pytest
 import runs
@@ -103,6 +104,19 @@ def test_another_file_and_precision(sd3, tmp_path):
     made = load_file(tmp_path / 'new' / 'null.safetensors')
     assert made['prompt_embeds'].dtype == torch.bfloat16
     torch.testing.assert_close(made['prompt_embeds'].float(), expected['prompt_embeds'], rtol=0.1, atol=0.1)
+
+
+def test_of_a_hub_id_only_what_is_needed_is_fetched(sd3, tmp_path, monkeypatch):
+    folder, _ = sd3
+    wanted = []
+    monkeypatch.setattr(loading, 'snapshot_download', lambda name, allow_patterns: wanted.extend(allow_patterns) or folder)
+    runs.run_here(SCRIPT, 'stabilityai/sd3', '--device', 'cpu', '--out', tmp_path / 'null.safetensors')
+    files = [str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file() and path.parent != folder]
+    fetched = {name for name in files if any(fnmatch(name, pattern) for pattern in wanted)}
+    weights = {name.partition('/')[0] for name in fetched if name.endswith('.safetensors')}
+    assert weights == {'text_encoder', 'text_encoder_2', 'text_encoder_3'}
+    assert {'transformer/config.json', 'tokenizer_3/tokenizer.json'} < fetched
+    assert (tmp_path / 'null.safetensors').is_file()
 
 
 def test_code_in_the_pipeline_is_not_run(pixart, tmp_path, capsys):
