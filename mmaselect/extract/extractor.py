@@ -3,9 +3,10 @@ import torch
 from torch import nn
 
 from . import loading
+from .draws import average, draw
 from .families import family_of
 from .latent import LatentEncoder
-from .noise import NoiseProcess, seeded_noise
+from .noise import NoiseProcess
 from .taps import resolve
 
 
@@ -77,32 +78,30 @@ class FeatureExtractor(nn.Module):
         grads = torch.autograd.grad(total, parameters, allow_unused=True)
         return [p for p, grad in zip(parameters, grads, strict=True) if grad is not None]
 
-    def forward(self, images, t, noise='seeded', seed=0):
-        """Features of images.
+    def forward(self, images, t, noise='seeded', seed=0, draws=1):
+        """Features of images, which are encoded once for all timesteps and draws.
 
         Args:
             images (Tensor): (B, 3, H, W) in [-1, 1].
-            t (int | Tensor): Timestep, 0 the cleanest; one for all or (B,).
+            t (int | Tensor | Sequence[int]): Timestep, 0 the cleanest; one for all, a tensor (B,) of one per image, or a list or
+                tuple of several for all, one forward pass each, with the same noise.
             noise (str): 'seeded' depends on the latent's shape and ``seed`` alone and is the same for every image;
                 'random' is drawn afresh from torch's global generator; 'none' only scales the clean latent.
             seed (int): For 'seeded'.
+            draws (int): The features are averaged over so many draws of the noise.
 
         Returns:
-            tuple[Tensor]: Per tap (B, D, h, w), one cell per ``token_stride`` pixels, rounded up.
+            tuple[Tensor]: Per timestep and tap (B, D, h, w), one cell per ``token_stride`` pixels, rounded up: all taps of the
+                first timestep, then all of the second, and so on.
 
         Raises:
-            ValueError: Wrong images, timestep or kind of noise.
+            ValueError: Wrong images, timesteps, kind of noise or number of draws.
         """
         latent = self.encoder(images)  # (B, C, H/stride, W/stride)
-        if noise == 'seeded':
-            eps = seeded_noise(latent.shape[1:], seed)[None].to(latent.device)  # (1, C, H/stride, W/stride)
-        elif noise == 'random':
-            eps = torch.randn_like(latent)
-        elif noise == 'none':
-            eps = None
-        else:
-            raise ValueError(f"noise is 'seeded', 'random' or 'none', not {noise!r}")
-        return self.features(latent, t, eps)
+        noises = draw(latent, noise, seed, draws)
+        tokens = latent[:, 0].numel() // self.family.patch_size ** 2
+        return tuple(m for one in (t if isinstance(t, (list, tuple)) else [t])
+                     for m in average(self.features, latent, one, noises, tokens))
 
     def features(self, latent, t, noise):
         """Features of clean latents.
