@@ -53,6 +53,7 @@ def colours(count=24):
 RUNS = {
     'plain': (23, ((BEST, 1),), {}),
     'tap': (23, TWO_TAPS, dict(choose_tap=True)),
+    'several': (23, ((BEST, 1),), dict(num_timesteps=3, gap=60)),
     'grown': (150, ((BEST, 1),), dict(grow=True)),
     'coherent': (23, ((BEST, 1),), dict(score='hfr_coherent')),
     'one image': (1, ((BEST, 1),), dict(score='hfr')),

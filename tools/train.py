@@ -60,7 +60,8 @@ def start_from(cfg, resume):
 
 def closing_lines(runner):
     """What a reader wants to know at the end: the timestep, the last evaluation, and where everything is."""
-    lines = [f'chosen timestep: {module.chosen}' for module in runner.model.modules() if isinstance(module, DiTBackbone)]
+    lines = [f'chosen timestep: {", ".join(map(str, module.timesteps))}' for module in runner.model.modules()
+             if isinstance(module, DiTBackbone)]
     scalars = runner.message_hub.log_scalars.items()
     metrics = [f'{name[4:]} {buffer.current():.2f}' for name, buffer in scalars
                if name.startswith('val/') and not name.endswith('time')]

@@ -107,13 +107,16 @@ class AutoTimestepHook(Hook):
         if neck is None:
             raise ValueError("no timestep is chosen and the model has no AutoTimestepNeck, which holds the policy: add it to "
                              "model.neck (type='mmaselect.AutoTimestepNeck'), or fix backbone.timestep")
+        if neck.policy['num_timesteps'] != backbone.num_timesteps:
+            raise ValueError(f"the neck chooses {neck.policy['num_timesteps']} timesteps and the backbone is set up for "
+                             f'{backbone.num_timesteps}: set backbone.num_timesteps and neck.timesteps to the same number')
         images = images_of(runner.cfg, model, neck, neck.num_images)
         with choosing_taps(backbone, neck):
             result = sweep(backbone.extractor, images, progress=True, **neck.policy)
         # EMAHook has copied the model by now, and may evaluate with the copy's buffers.
         copies = [hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model')]
         for chosen in (backbone, *(find(copy, DiTBackbone) for copy in copies)):
-            chosen.select(result.timestep, result.tap)
+            chosen.select(result.timesteps, result.tap)
         self.reselect = False
         runner.logger.info('%s\n%s', result.summary(), result.table())
         for remark in result.remarks:

@@ -1,5 +1,4 @@
 """AutoTimestepNeck: the policy by which the timestep is chosen, and what the head gets of the features."""
-import torch
 from mmengine.model import BaseModule
 from torch import nn
 
@@ -7,36 +6,11 @@ from mmaselect.registry import MODELS
 from mmaselect.selection import scores
 from mmaselect.selection.sweep import check
 
+from .fusion import FUSIONS, fuse
+from .norms import normalise, per_tap
+from .pooling import AttentionPool
+
 MOST_IMAGES = 2048  # of a sweep that takes more images until its choice is stable
-
-
-class AttentionPool(nn.Module):
-    """One trained class token attends to all cells of a map (B, D, h, w) and becomes the vector (B, D).
-
-    As the attentive probe of Context Autoencoder (arXiv:2202.03026, section 4) and CaiT's class attention.
-    """
-
-    def __init__(self, channels, heads=8):
-        super().__init__()
-        self.token = nn.Parameter(torch.zeros(1, 1, channels))
-        nn.init.trunc_normal_(self.token, std=0.02)
-        self.norm = nn.LayerNorm(channels)
-        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
-
-    def forward(self, feature):
-        tokens = self.norm(feature.flatten(2).transpose(1, 2))  # (B, h * w, D)
-        token = self.token.expand(len(tokens), -1, -1)
-        return self.attention(token, tokens, tokens, need_weights=False)[0][:, 0]  # (B, D)
-
-
-class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channels of (B, D, h, w), without trained weights."""
-
-    def __init__(self, channels):
-        super().__init__(channels, elementwise_affine=False, eps=1e-6)
-
-    def forward(self, feature):
-        return super().forward(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def rescale(channels, factor):
@@ -63,17 +37,26 @@ class AutoTimestepNeck(BaseModule):
     Args:
         in_channels (int): Channels of each tap: the DiT's width.
         num_taps (int): How many taps the backbone gives.
-        output (str): 'pyramid' (a level per scale, for UPerHead and the like), 'map' (the taps concatenated) or 'vector'
-            (the same, pooled, for a classifier).
+        output (str): 'pyramid' (a level per scale, for UPerHead and the like), 'map' (all taps and timesteps fused) or
+            'vector' (the same, pooled, for a classifier).
         scales (Sequence[float]): Of the pyramid's levels against the feature map, each 4, 2, 1 or 0.5. One tap feeds all
-            levels; as many taps as levels feed one each.
+            levels; as many taps as levels feed one each, at all timesteps fused.
+        fusion (str): How several maps become one: 'concat' (side by side, so that the head sees their channels together),
+            'mean', 'weights' (a mean with a trained weight per timestep and tap) or 'attention' (in each cell, a trained
+            query attends to them). All but the first keep ``in_channels``, and want a ``norm`` that puts the maps on one scale.
         pool (str): For a vector: 'mean', or 'attention' with a trained class token.
-        num_heads (int): Of the attention pooling.
+        num_heads (int): Of the attention, in pooling and in fusion.
         norm (str | None): 'layer' (over channels), 'channel' (BatchNorm without trained weights, as linear probes have) or
-            None, on each tap first.
+            None, on each map first.
+        discard_channels (Sequence[int] | Sequence[Sequence[int]] | None): Channels that are left out of the norm and are zero
+            after it: the same of all taps, or a list per tap. For the massive activations of large DiTs; see
+            tools/analysis_tools/massive_activations.py.
         taps (str | None): 'auto' chooses the tap together with the timestep, one of all features of four blocks or of
             ``tap_candidates``; the backbone then gives that one. None leaves the taps to the backbone's config.
         tap_candidates (Sequence[tuple[int, str]] | None): What taps='auto' chooses from.
+        timesteps (int): How many timesteps to choose, as many as the backbone's ``num_timesteps``: greedily the best that lie
+            at least ``gap`` apart. Where so many candidates do not fit, the sweep refuses to begin.
+        gap (int): Between two chosen timesteps, in training timesteps.
         candidates (int | Sequence[int]): Timesteps to try, 0 the cleanest, or how many to spread over the schedule.
         score (str | dict): See ``mmaselect.selection.scores``.
         num_images (int | str): Training images that the sweep looks at, or 'auto': more and more until the choice is stable.
@@ -86,15 +69,17 @@ class AutoTimestepNeck(BaseModule):
         init_cfg (dict | None): MMEngine's.
 
     Raises:
-        ValueError: An unknown output, pool, norm, scale or score, or numbers of taps and levels that do not fit.
+        ValueError: An unknown output, fusion, pool, norm, scale or score, channels that are not there, or numbers of taps and
+            levels that do not fit.
     """
 
-    def __init__(self, in_channels, num_taps=1, output='map', scales=(4, 2, 1, 0.5), pool='mean', num_heads=8, norm=None,
-                 taps=None, tap_candidates=None, candidates=20, score='view_consistency', num_images=256, budget=None,
-                 controls=('noise', 'random weights'), image_size=None, forward_batch=64, seed=0, init_cfg=None):
+    def __init__(self, in_channels, num_taps=1, output='map', scales=(4, 2, 1, 0.5), fusion='concat', pool='mean', num_heads=8,
+                 norm=None, discard_channels=None, taps=None, tap_candidates=None, timesteps=1, gap=100, candidates=20,
+                 score='view_consistency', num_images=256, budget=None, controls=('noise', 'random weights'), image_size=None,
+                 forward_batch=64, seed=0, init_cfg=None):
         super().__init__(init_cfg)
         for name, value, allowed in (('output', output, ('pyramid', 'map', 'vector')), ('pool', pool, ('mean', 'attention')),
-                                     ('norm', norm, ('layer', 'channel', None))):
+                                     ('norm', norm, ('layer', 'channel', None)), ('fusion', fusion, FUSIONS)):
             if value not in allowed:
                 raise ValueError(f'{name}={value!r}: choose one of {allowed}')
         if output == 'pyramid' and num_taps not in (1, len(scales)):
@@ -107,40 +92,49 @@ class AutoTimestepNeck(BaseModule):
             raise ValueError("tap_candidates are what taps='auto' chooses from: set it, or leave them out")
         if taps == 'auto' and num_taps != 1:
             raise ValueError(f"taps='auto' chooses one tap, and the neck is set up for {num_taps}: set num_taps=1")
-        check(scores.build(score), taps == 'auto', num_images == 'auto', controls)
-        self.policy = dict(candidates=candidates, score=score, choose_tap=taps == 'auto', grow=num_images == 'auto',
-                           budget=budget, controls=tuple(controls), seed=seed, forward_batch=forward_batch)
+        check(scores.build(score), taps == 'auto', num_images == 'auto', controls, timesteps, gap)
+        self.policy = dict(candidates=candidates, score=score, num_timesteps=timesteps, gap=gap, choose_tap=taps == 'auto',
+                           grow=num_images == 'auto', budget=budget, controls=tuple(controls), seed=seed,
+                           forward_batch=forward_batch)
         self.num_images = MOST_IMAGES if num_images == 'auto' else num_images
         self.image_size, self.tap_candidates = image_size, tap_candidates
         self.in_channels, self.num_taps, self.output = in_channels, num_taps, output
-        normalise = {'layer': LayerNorm2d, 'channel': lambda c: nn.BatchNorm2d(c, affine=False), None: lambda c: nn.Identity()}
-        self.norms = nn.ModuleList([normalise[norm](in_channels) for _ in range(num_taps)])
+        sources = timesteps * num_taps  # timestep by timestep, as the backbone gives them
+        discarded = per_tap(discard_channels, num_taps, in_channels)
+        self.norms = nn.ModuleList([normalise(norm, in_channels, discarded[k % num_taps]) for k in range(sources)])
+        self.groups = num_taps if output == 'pyramid' else 1  # what is fused on its own
+        fused = [fuse(fusion, in_channels, sources // self.groups, num_heads) for _ in range(self.groups)]
+        self.fusions, width = nn.ModuleList([module for module, _ in fused]), fused[0][1]
         if output == 'pyramid':
-            self.levels = nn.ModuleList([rescale(in_channels, scale) for scale in scales])
+            self.levels = nn.ModuleList([rescale(width, scale) for scale in scales])
         if output == 'vector' and pool == 'attention':
-            self.pool = AttentionPool(in_channels * num_taps, num_heads)
+            self.pool = AttentionPool(width, num_heads)
         else:
             self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def forward(self, maps):
-        """Shapes the taps for the head.
+        """Shapes the features for the head.
 
         Args:
-            maps (tuple[Tensor]): Per tap (B, D, h, w).
+            maps (tuple[Tensor]): Per timestep and tap (B, D, h, w), as DiTBackbone gives them: all taps of the first timestep,
+                then all of the second.
 
         Returns:
-            tuple[Tensor]: The levels (B, D, scale h, scale w), or one map (B, taps D, h, w), or one vector (B, taps D).
+            tuple[Tensor]: The levels (B, W, scale h, scale w), or one map (B, W, h, w), or one vector (B, W). W is D, and with
+                fusion='concat' D times the number of maps that are fused: timesteps for a pyramid, else timesteps x taps.
 
         Raises:
-            ValueError: Other taps than the config says.
+            ValueError: Other maps than the config says.
         """
         found = [m.shape[1] for m in maps]
-        if found != [self.in_channels] * self.num_taps:
-            raise ValueError(f'the backbone gives {len(found)} taps of {found} channels and the neck is set up for '
-                             f'{self.num_taps} of {self.in_channels}: set in_channels and num_taps of AutoTimestepNeck')
+        if found != [self.in_channels] * len(self.norms):
+            timesteps = self.policy['num_timesteps']
+            raise ValueError(f'the backbone gives {len(found)} maps of {found} channels and the neck is set up for '
+                             f'{self.num_taps} taps of {self.in_channels} at {timesteps} timesteps: set in_channels and num_taps '
+                             'of AutoTimestepNeck, and timesteps where there are several, to what the backbone gives')
         maps = [norm(m) for norm, m in zip(self.norms, maps, strict=True)]
+        maps = [fusion(maps[k::self.groups]) for k, fusion in enumerate(self.fusions)]
         if self.output == 'pyramid':
             maps = maps * (len(self.levels) // len(maps))
             return tuple(level(m) for level, m in zip(self.levels, maps, strict=True))
-        joined = torch.cat(maps, 1)  # (B, taps D, h, w)
-        return (self.pool(joined),) if self.output == 'vector' else (joined,)
+        return (self.pool(maps[0]),) if self.output == 'vector' else (maps[0],)

@@ -42,3 +42,45 @@ def between(timesteps, best):
     place = timesteps.index(best)
     neighbours = timesteps[max(0, place - 1):place] + timesteps[place + 1:place + 2]
     return sorted({(best + other) // 2 for other in neighbours} - set(timesteps))
+
+
+def spread(timesteps, scores, count, gap):
+    """The ``count`` best timesteps that lie at least a gap apart, the best first.
+
+    Greedy: each is the best of those that leave room for the rest. So the first is the best of all, unless no others fit
+    beside it.
+
+    Args:
+        timesteps (Sequence[int]): In ascending order.
+        scores (Sequence[float]): Theirs; of equal ones the cleanest comes first.
+        count (int): How many to take.
+        gap (int): In training timesteps.
+
+    Returns:
+        tuple[int, ...]
+
+    Raises:
+        ValueError: There are not so many timesteps that far apart.
+
+    >>> spread([0, 50, 100, 200], [3, 4, 2, 1], 2, gap=100)
+    (50, 200)
+    """
+    chosen = ()
+    for t in sorted(timesteps, key=dict(zip(timesteps, scores, strict=True)).get, reverse=True):
+        if len(chosen) < count <= room(timesteps, (*chosen, t), gap):
+            chosen += (t, )
+    if len(chosen) < count:
+        raise ValueError(f'{count} timesteps at least {gap} apart do not fit into the candidates {list(timesteps)}, of which '
+                         f'{room(timesteps, (), gap)} would: lower gap or timesteps, or name other candidates')
+    return chosen
+
+
+def room(timesteps, chosen, gap):
+    """How many of the timesteps, these among them, can be taken at least a gap apart; none where these are not."""
+    taken = sorted(chosen)
+    if any(b - a < gap for a, b in zip(taken, taken[1:], strict=False)):
+        return 0
+    for t in timesteps:  # in ascending order, each as early as it can be: no other way takes more
+        if all(abs(t - other) >= gap for other in taken):
+            taken.append(t)
+    return len(taken)

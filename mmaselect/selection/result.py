@@ -30,7 +30,8 @@ class SelectionResult:
     """The outcome of ``sweep``.
 
     Attributes:
-        timestep (int): The choice, in [0, T), 0 the cleanest.
+        timestep (int): The choice, in [0, T), 0 the cleanest; the first where there are several.
+        timesteps (tuple[int, ...]): All that were chosen, in the order of the choice, the best first.
         tap (tuple[int, str] | None): The tap that was chosen with it, where one was.
         candidates (tuple[Candidate, ...]): In ascending order of timestep.
         taps (tuple[tuple[int, str], ...]): What was scored.
@@ -46,6 +47,7 @@ class SelectionResult:
         versions (dict[str, str]): Of the packages that matter.
     """
     timestep: int
+    timesteps: tuple[int, ...]
     tap: tuple[int, str] | None
     candidates: tuple[Candidate, ...]
     taps: tuple[tuple[int, str], ...]
@@ -94,21 +96,22 @@ class SelectionResult:
         return said
 
     def summary(self):
-        """One line for a log."""
+        """One line for a log. Sigma, score and resamples are those of the first timestep."""
+        more = f' and then {", ".join(map(str, self.timesteps[1:]))}' if len(self.timesteps) > 1 else ''
         tap = '' if self.tap is None else f' and tap {tap_name(self.tap)}'
         sure = ''
         if self.interval is not None:
             sure = f'; 90 % of resamples within [{self.interval[0]}, {self.interval[1]}], {self.probability:.0%} the same'
-        return (f"selected timestep t={self.timestep}{tap} (sigma {self.best.sigma:.3f}, log-SNR {self.best.log_snr:.2f}) by "
-                f"{self.score['type']} {self.best.score:.4f} over {len(self.candidates)} candidates and {self.num_images} images"
-                f'{sure}; {self.forwards} forward passes, {self.seconds:.1f} s')
+        return (f'selected timestep t={self.timestep}{more}{tap} (sigma {self.best.sigma:.3f}, log-SNR {self.best.log_snr:.2f}) '
+                f"by {self.score['type']} {self.best.score:.4f} over {len(self.candidates)} candidates and {self.num_images} "
+                f'images{sure}; {self.forwards} forward passes, {self.seconds:.1f} s')
 
     def table(self):
-        """A line per candidate, the choice marked."""
+        """A line per candidate, the choice marked, and with a plus what was chosen besides."""
         names = [tap_name(tap) for tap in self.taps]
         lines = ['       t   sigma  log-SNR     score' + ''.join(f'{n:>14}' for n in names)]
         for c in self.candidates:
-            mark = '>' if c.timestep == self.timestep else ' '
+            mark = '>' if c.timestep == self.timestep else '+' if c.timestep in self.timesteps else ' '
             lines.append(f'{mark} {c.timestep:6d}  {c.sigma:.4f}  {c.log_snr:7.2f}  {c.score:8.4f}'
                          + ''.join(f'{s:14.4f}' for s in c.tap_scores))
         return '\n'.join(lines)
@@ -135,18 +138,19 @@ class SelectionResult:
         """
         try:
             data = json.loads(Path(path).read_text())
+            data.setdefault('timesteps', [data['timestep']])  # files from when there was one
             for c in data['candidates']:
                 if c['log_snr'] is None:
                     c['log_snr'] = float('inf') if c['sigma'] == 0 else -float('inf')
             candidates = tuple(Candidate(**{**c, 'tap_scores': tuple(c['tap_scores'])}) for c in data['candidates'])
             taps = tuple((block, name) for block, name in data['taps'])
-            pairs = {name: data[name] and tuple(data[name]) for name in ('tap', 'interval')}
+            pairs = {name: data[name] and tuple(data[name]) for name in ('timesteps', 'tap', 'interval')}
             return cls(**{**{f.name: data[f.name] for f in fields(cls)}, **pairs, 'candidates': candidates, 'taps': taps})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{path} is not a saved SelectionResult: {error!r}') from error
 
     def figure(self):
-        """The score over the timesteps with the choice and its interval marked, as a matplotlib figure."""
+        """The score over the timesteps with every chosen one and the interval of the first marked, as a matplotlib figure."""
         from matplotlib.figure import Figure
         figure = Figure(figsize=(7, 4), layout='constrained')
         axis = figure.subplots()
@@ -159,7 +163,8 @@ class SelectionResult:
         axis.plot(timesteps, [c.score for c in self.candidates], 'o-', color='black', ms=4, label=whole)
         if self.interval is not None:
             axis.axvspan(*self.interval, color='tab:red', alpha=0.12, lw=0, label='90 % of resamples')
-        axis.axvline(self.timestep, color='tab:red', ls='--', label=f't = {self.timestep}')
+        for place, t in enumerate(self.timesteps):
+            axis.axvline(t, color='tab:red', ls=':' if place else '--', label=f't = {t}')
         axis.set(xlabel='timestep t (0 is the cleanest)', ylabel=self.score['type'],
                  title=f'{self.num_images} images, noise level at the choice: {self.best.sigma:.3f}')
         axis.legend(fontsize=8)

@@ -24,9 +24,9 @@ FIRST_IMAGES = 128  # of a sweep that takes more images until its choice is stab
 STABLE = 0.95  # probability at which it is
 
 
-def sweep(extractor, images, *, candidates=20, score='view_consistency', choose_tap=False, grow=False, budget=None, controls=(),
-          seed=0, forward_batch=64, progress=False):
-    """Scores every candidate timestep and picks the best.
+def sweep(extractor, images, *, candidates=20, score='view_consistency', num_timesteps=1, gap=100, choose_tap=False, grow=False,
+          budget=None, controls=(), seed=0, forward_batch=64, progress=False):
+    """Scores every candidate timestep and picks the best, or the best few.
 
     Where torch.distributed runs, each rank measures its own share of the images and all end with the same result.
 
@@ -35,8 +35,13 @@ def sweep(extractor, images, *, candidates=20, score='view_consistency', choose_
         images (TensorImages): Or whatever has its attribute and methods.
         candidates (int | Sequence[int]): Timesteps, or how many to spread over the schedule.
         score (str | dict | Score): See ``scores``.
+        num_timesteps (int): How many to choose: greedily the best that lie at least ``gap`` apart; see ``candidates.spread``. How
+            sure the choice is, finer steps and controls are about the first.
+        gap (int): In training timesteps. The default is what lies between DDPM-seg's 50, 150 and 250 (Baranchuk et al. 2022,
+            arXiv:2112.03126).
         choose_tap (bool): Whether to choose one of the extractor's taps together with the timestep, in place of the timestep that
             is best for all taps on average. Takes the highest score of any tap, so only for scores that mean the same for all.
+            Further timesteps are the best of that tap.
         grow (bool): Whether to begin with 128 images and double them until 95 % of the bootstrap's choices are the choice or a
             neighbour of it.
         budget (int | None): Forward passes, images times timesteps times views. What images, candidates and controls leave of it
@@ -50,15 +55,17 @@ def sweep(extractor, images, *, candidates=20, score='view_consistency', choose_
         SelectionResult
 
     Raises:
-        ValueError: No images, bad candidates, an unknown score or control, a score that cannot do what is asked of it or needs
-            labels and gets none, or a budget that is too small.
+        ValueError: No images, bad candidates, or fewer than ``num_timesteps`` a gap apart, an unknown score or control, a score
+            that cannot do what is asked of it or needs labels and gets none, or a budget that is too small.
         FloatingPointError: A feature or a score is not finite.
     """
     ts = timesteps.resolve(candidates, len(extractor.process))
     if not len(images):
         raise ValueError('the sweep got no images: check that the dataset is not empty and that num_images is at least 1')
     score = build(score, score == 'auto' and images.labelled)
-    check(score, choose_tap, grow, controls)
+    check(score, choose_tap, grow, controls, num_timesteps, gap)
+    timesteps.spread(ts, [0] * len(ts), num_timesteps, gap)  # fails now, not after the work, where they do not fit
+    pick = dict(choose_tap=choose_tap, num_timesteps=num_timesteps, gap=gap)
     if score.labelled and not images.labelled:
         raise ValueError(f'the score {score.name!r} needs labels, and these images have none: choose a score without, such as '
                          'view_consistency')
@@ -71,24 +78,25 @@ def sweep(extractor, images, *, candidates=20, score='view_consistency', choose_
             # A probe needs many images of each class; what needs no labels shows its bias on few.
             few = min(len(images), FIRST_IMAGES if grow else len(images), len(images) if score.labelled else CONTROL_IMAGES)
             left = math.inf if budget is None else budget - len(controls) * few * len(ts) * main.per_image
-            table = _measure(main, images, ts, choose_tap, grow, budget is not None, left, bar)
+            table = _measure(main, images, ts, pick, grow, budget is not None, left, bar)
             found, forwards = {}, sum(gather(main.forwards))
             for name in controls:
                 model = _randomised(extractor, seed) if name == 'random weights' else extractor
                 other = Measurement(model, [score], noise_images=name == 'noise', **options)
                 _step(other, images, 0, few, ts, bar)
-                found[name] = _choose(other, choose_tap, sure=False).timestep
+                found[name] = _choose(other, dict(pick, num_timesteps=1), sure=False).timesteps[0]
                 forwards += sum(gather(other.forwards))
     finally:
         extractor.train(training)
     return SelectionResult(
-        timestep=table.timestep, tap=table.tap, candidates=table.candidates, taps=tuple(extractor.taps), score=score.describe(),
-        num_images=table.num_images, seed=seed, forwards=forwards, seconds=time.perf_counter() - start, interval=table.interval,
-        probability=table.probability, controls=found, weights=weights_hash(extractor),
+        timestep=table.timesteps[0], timesteps=table.timesteps, tap=table.tap, candidates=table.candidates,
+        taps=tuple(extractor.taps), score=score.describe(), num_images=table.num_images, seed=seed, forwards=forwards,
+        seconds=time.perf_counter() - start, interval=table.interval, probability=table.probability, controls=found,
+        weights=weights_hash(extractor),
         versions=dict(mmaselect=__version__, torch=torch.__version__, diffusers=diffusers.__version__))
 
 
-def check(score, choose_tap, grow, controls):
+def check(score, choose_tap, grow, controls, num_timesteps, gap):
     """Whether a policy can be carried out.
 
     Raises:
@@ -99,11 +107,13 @@ def check(score, choose_tap, grow, controls):
                          'take view_consistency or ridge')
     if grow and type(score).terms is Score.terms:
         raise ValueError(f"the score {score.name!r} cannot say how stable its choice is: give a number of images, not 'auto'")
+    if num_timesteps < 1 or gap < 1:
+        raise ValueError(f'{num_timesteps} timesteps at least {gap} apart: both must be 1 or more')
     if isinstance(controls, str) or set(controls) - set(CONTROLS):
         raise ValueError(f'controls are some of {CONTROLS}, not {controls!r}')
 
 
-def _measure(measurement, images, ts, choose_tap, grow, refine, left, bar):
+def _measure(measurement, images, ts, pick, grow, refine, left, bar):
     """The table of a measurement that has grown as far as its images and its budget go."""
     start, stop = 0, min(len(images), FIRST_IMAGES) if grow else len(images)
     each = len(ts) * measurement.per_image
@@ -112,17 +122,17 @@ def _measure(measurement, images, ts, choose_tap, grow, refine, left, bar):
                          f'images at {len(ts)} candidates take: raise budget, or lower num_images or candidates')
     while True:
         _step(measurement, images, start, stop, ts, bar)
-        table = _choose(measurement, choose_tap)
+        table = _choose(measurement, pick)
         start, stop = stop, min(len(images), 2 * stop)
         if start == stop or table.near >= STABLE or stop * each > left:
             break
     while refine:
-        finer = timesteps.between([c.timestep for c in table.candidates], table.timestep)
+        finer = timesteps.between([c.timestep for c in table.candidates], table.timesteps[0])
         cost = len(finer) * start * measurement.per_image
         if not finer or sum(gather(measurement.forwards)) + cost > left:
             break
         _step(measurement, images, start, start, finer, bar)
-        table = _choose(measurement, choose_tap)
+        table = _choose(measurement, pick)
     return table
 
 
@@ -146,7 +156,7 @@ def _step(measurement, images, start, stop, ts, bar):
 class _Table:
     """Scores of all candidates, the choice, and how sure it is."""
 
-    def __init__(self, measurement, table, choose_tap, sure):
+    def __init__(self, measurement, table, sure, *, choose_tap, num_timesteps, gap):
         extractor, score = measurement.extractor, measurement.scores[0]
         terms, values = [], {}
         for t, tap, rows, total in table:
@@ -161,9 +171,13 @@ class _Table:
             self.num_images = len(rows)
         ts = list(values)
         overall = [max(own) if choose_tap else sum(own) / len(own) for own in values.values()]
-        best = overall.index(max(overall))  # the first, that is the cleanest, where several are equal
-        self.timestep = ts[best]
-        self.tap = extractor.taps[values[ts[best]].index(overall[best])] if choose_tap else None
+        ranked, self.tap = overall, None
+        if choose_tap:
+            best = overall.index(max(overall))  # the first, that is the cleanest, where several are equal
+            tap = values[ts[best]].index(overall[best])
+            ranked, self.tap = [scores[tap] for scores in values.values()], extractor.taps[tap]
+        self.timesteps = timesteps.spread(ts, ranked, num_timesteps, gap)
+        best = ts.index(self.timesteps[0])
         process = extractor.process
         self.candidates = tuple(Candidate(t, process.sigma[t].item(), process.log_snr(t), tuple(values[t]), whole)
                                 for t, whole in zip(ts, overall, strict=True))
@@ -175,13 +189,13 @@ class _Table:
             self.interval, self.probability, self.near = confidence(curves, ts, best)
 
 
-def _choose(measurement, choose_tap, sure=True):
+def _choose(measurement, pick, sure=True):
     """The table, made by the first rank alone, so that all have the same to the last bit."""
     outcome = None
     table = measurement.gathered()
     if rank_and_size()[0] == 0:
         try:
-            outcome = _Table(measurement, table, choose_tap, sure)
+            outcome = _Table(measurement, table, sure, **pick)
         except Exception as error:  # whatever it is, the others have to hear of it
             outcome = error
     for _ in table:  # every rank goes through all of it

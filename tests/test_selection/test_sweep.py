@@ -72,8 +72,8 @@ def ranks(tmp_path_factory):
 def test_two_ranks_share_the_work_and_agree(name, ranks):
     (first, second), forwards = ranks[name]
     alone, whole = run(name)
-    assert first.candidates == second.candidates and (first.timestep, first.tap) == (second.timestep, second.tap)
-    assert (first.timestep, first.tap, first.num_images) == (alone.timestep, alone.tap, alone.num_images)
+    assert first.candidates == second.candidates and (first.timesteps, first.tap) == (second.timesteps, second.tap)
+    assert (first.timesteps, first.tap, first.num_images) == (alone.timesteps, alone.tap, alone.num_images)
     assert (first.interval, first.probability) == (alone.interval, alone.probability)
     assert scores_of(first) == pytest.approx(scores_of(alone), rel=1e-5)
     assert first.forwards == second.forwards == sum(forwards) == alone.forwards == whole
