@@ -42,7 +42,7 @@ def draw(latent, noise='seeded', seed=0, draws=1):
 
 
 def average(features, latent, t, noises, tokens):
-    """Features averaged over draws of the noise, as DIFT does (Tang et al. 2023, arXiv:2306.03881, section 3).
+    """Features averaged over draws of the noise, as DIFT does (Tang et al. 2023, arXiv:2306.03881).
 
     Args:
         features (Callable): (latent, t, noise) -> maps; see ``FeatureExtractor.features``.

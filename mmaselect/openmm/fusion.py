@@ -2,8 +2,6 @@
 import torch
 from torch import nn
 
-from .pooling import AttentionPool
-
 
 class Concat(nn.Module):
     """Side by side, as DDPM-seg does (Baranchuk et al. 2022, arXiv:2112.03126): S maps (B, D, h, w) -> (B, S D, h, w)."""
@@ -38,20 +36,27 @@ class Attention(nn.Module):
     """A trained query attends, in each cell on its own, to the S maps (B, D, h, w), each told by a trained embedding.
 
     After DifFormer's attention over the blocks and noise steps of a U-Net (Mukhopadhyay et al. 2023, arXiv:2311.17921), reduced
-    to a single layer of attention.
+    to one layer with one query. Written out, since each cell is a sequence, and attention kernels of several versions of torch
+    refuse more than 65535 of them (github.com/pytorch/pytorch/issues/146704).
     """
 
     def __init__(self, channels, sources, heads):
         super().__init__()
+        if channels % heads:
+            raise ValueError(f'num_heads={heads} does not divide the {channels} channels')
         self.source = nn.Parameter(torch.zeros(sources, channels))
-        nn.init.trunc_normal_(self.source, std=0.02)
-        self.pool = AttentionPool(channels, heads)
+        self.query = nn.Parameter(torch.zeros(heads, channels // heads))
+        for parameter in (self.source, self.query):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        self.norm = nn.LayerNorm(channels)
+        self.key, self.value, self.out = (nn.Linear(channels, channels) for _ in range(3))
 
     def forward(self, maps):
-        b, d, h, w = maps[0].shape
-        cells = torch.stack(maps, -1) + self.source.T[:, None, None]  # (B, D, h, w, S)
-        cells = cells.permute(0, 2, 3, 1, 4).reshape(b * h * w, d, 1, -1)  # each cell a map of 1 x S
-        return self.pool(cells).view(b, h, w, d).permute(0, 3, 1, 2)  # (B, D, h, w)
+        tokens = self.norm(torch.stack([m.movedim(1, -1) for m in maps], -2) + self.source)  # (B, h, w, S, D)
+        keys, values = (project(tokens).unflatten(-1, self.query.shape) for project in (self.key, self.value))
+        logits = (keys * self.query).sum(-1, keepdim=True) / self.query.shape[1] ** 0.5  # (B, h, w, S, heads, 1)
+        mixed = (logits.softmax(-3) * values).sum(-3).flatten(-2)  # (B, h, w, D)
+        return self.out(mixed).movedim(-1, 1)  # (B, D, h, w)
 
 
 FUSIONS = ('concat', 'mean', 'weights', 'attention')
@@ -67,6 +72,9 @@ def fuse(kind, channels, sources, heads):
 
     Returns:
         tuple[nn.Module, int]
+
+    Raises:
+        ValueError: The heads do not divide the channels.
     """
     if kind == 'concat':
         return Concat(), channels * sources

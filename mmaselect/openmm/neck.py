@@ -1,4 +1,5 @@
 """AutoTimestepNeck: the policy by which the timestep is chosen, and what the head gets of the features."""
+import torch
 from mmengine.model import BaseModule
 from torch import nn
 
@@ -8,9 +9,27 @@ from mmaselect.selection.sweep import check
 
 from .fusion import FUSIONS, fuse
 from .norms import normalise, per_tap
-from .pooling import AttentionPool
 
 MOST_IMAGES = 2048  # of a sweep that takes more images until its choice is stable
+
+
+class AttentionPool(nn.Module):
+    """One trained class token attends to all cells of a map (B, D, h, w) and becomes the vector (B, D).
+
+    As the attentive probe of Context Autoencoder (arXiv:2202.03026, section 4) and CaiT's class attention.
+    """
+
+    def __init__(self, channels, heads=8):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, channels))
+        nn.init.trunc_normal_(self.token, std=0.02)
+        self.norm = nn.LayerNorm(channels)
+        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+
+    def forward(self, feature):
+        tokens = self.norm(feature.flatten(2).transpose(1, 2))  # (B, h * w, D)
+        token = self.token.expand(len(tokens), -1, -1)
+        return self.attention(token, tokens, tokens, need_weights=False)[0][:, 0]  # (B, D)
 
 
 def rescale(channels, factor):

@@ -37,19 +37,21 @@ def test_weights_are_uniform_at_first_and_then_what_a_softmax_makes_of_them():
     torch.testing.assert_close(model(given)[0], sum((k + 1) / 10 * m for k, m in enumerate(given)))
 
 
-def test_attention_against_its_formula():
-    """One head, cell by cell: softmax(q K / sqrt(D)) V of the layer-normalised sources with their embeddings."""
+def test_attention_is_torchs_own_in_each_cell():
     torch.manual_seed(0)
-    model, given = fusion.Attention(16, 3, heads=1), maps(3)
-    pool = model.pool
-    to_q, to_k, to_v = pool.attention.in_proj_weight.chunk(3)
-    expected = torch.empty(2, 16, 4, 6)
-    for b, y, x in torch.cartesian_prod(torch.arange(2), torch.arange(4), torch.arange(6)).tolist():
-        tokens = torch.stack([m[b, :, y, x] for m in given]) + model.source  # (3, D)
-        tokens = (tokens - tokens.mean(1, keepdim=True)) / (tokens.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-        shares = ((tokens @ to_k.T) @ (to_q @ pool.token[0, 0]) / 4).softmax(0)  # (3,)
-        expected[b, :, y, x] = pool.attention.out_proj.weight @ (shares @ (tokens @ to_v.T))
-    torch.testing.assert_close(model(given), expected)
+    model, given = fusion.Attention(16, 3, heads=4), maps(3)
+    torch.nn.init.normal_(model.query)  # far from uniform
+    theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([torch.eye(16), model.key.weight, model.value.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([torch.zeros(16), model.key.bias, model.value.bias]))
+    theirs.out_proj.load_state_dict(model.out.state_dict())
+    found = model(given)
+    for y, x in torch.cartesian_prod(torch.arange(4), torch.arange(6)).tolist():
+        tokens = model.norm(torch.stack([m[:, :, y, x] for m in given], 1) + model.source)  # (2, 3, D)
+        expected, shares = theirs(model.query.reshape(1, 1, 16).expand(2, 1, 16), tokens, tokens)
+        torch.testing.assert_close(found[:, :, y, x], expected[:, 0])
+        assert shares.std() > 0.01
 
 
 @pytest.mark.parametrize('kind', ['weights', 'attention'])
@@ -137,6 +139,7 @@ def test_without_discarded_channels_nothing_changes_in_the_state_dict():
 
 @pytest.mark.parametrize('options, message', [
     (dict(fusion='sum'), "fusion='sum': choose one of"),
+    (dict(fusion='attention', num_heads=3), 'num_heads=3 does not divide the 16 channels'),
     (dict(timesteps=0), '0 timesteps at least 100 apart: both must be 1 or more'),
     (dict(gap=0), '1 timesteps at least 0 apart'),
     (dict(discard_channels=[16]), 'name some of the channels 0 to 15, and not all'),
