@@ -95,10 +95,9 @@ class Measurement:
         views = dict(zip(self.kinds, values.chunk(len(self.kinds)), strict=True))
         if labels is not None:
             labels = on_grid(labels, values.shape[-2:], stride).to(values.device)
+        aligned = functools.cache(lambda view: align(views[True, view], origins[view], width, stride))  # for several scores
         for place, score in enumerate(self.scores):
-            maps = [views[score.augmented, view] for view in range(score.views)]
-            if score.aligned:
-                maps = [align(own, origins[view], width, stride) for view, own in enumerate(maps)]
+            maps = [aligned(view) if score.aligned else views[score.augmented, view] for view in range(score.views)]
             key = place, timestep, tap
             self.rows.setdefault(key, []).append(score.observe(maps, labels).float().cpu())
             total = score.total(maps)
