@@ -94,7 +94,7 @@ class AutoTimestepNeck(BaseModule):
 
     def __init__(self, in_channels, num_taps=1, output='map', scales=(4, 2, 1, 0.5), fusion='concat', pool='mean', num_heads=8,
                  norm=None, discard_channels=None, taps=None, tap_candidates=None, timesteps=1, gap=100, candidates=20,
-                 score='view_consistency', num_images=256, budget=None, controls=('noise', 'random weights'), image_size=None,
+                 score='half_consistency', num_images=256, budget=None, controls=('noise', 'random weights'), image_size=None,
                  forward_batch=64, seed=0, init_cfg=None):
         super().__init__(init_cfg)
         for name, value, allowed in (('output', output, ('pyramid', 'map', 'vector')), ('pool', pool, ('mean', 'attention')),

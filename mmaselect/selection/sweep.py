@@ -24,7 +24,7 @@ FIRST_IMAGES = 128  # of a sweep that takes more images until its choice is stab
 STABLE = 0.95  # probability at which it is
 
 
-def sweep(extractor, images, *, candidates=20, score='view_consistency', num_timesteps=1, gap=100, choose_tap=False, grow=False,
+def sweep(extractor, images, *, candidates=20, score='half_consistency', num_timesteps=1, gap=100, choose_tap=False, grow=False,
           budget=None, controls=(), seed=0, forward_batch=64, progress=False):
     """Scores every candidate timestep and picks the best, or the best few.
 
@@ -68,7 +68,7 @@ def sweep(extractor, images, *, candidates=20, score='view_consistency', num_tim
     pick = dict(choose_tap=choose_tap, num_timesteps=num_timesteps, gap=gap)
     if score.labelled and not images.labelled:
         raise ValueError(f'the score {score.name!r} needs labels, and these images have none: choose a score without, such as '
-                         'view_consistency')
+                         'half_consistency')
     training, start = extractor.training, time.perf_counter()
     extractor.eval()
     try:
@@ -104,7 +104,7 @@ def check(score, choose_tap, grow, controls, num_timesteps, gap):
     """
     if choose_tap and not score.comparable:
         raise ValueError(f'the score {score.name!r} is not on one scale for all taps, so that it cannot choose between them: '
-                         'take view_consistency or ridge')
+                         'take half_consistency or ridge')
     if grow and type(score).terms is Score.terms:
         raise ValueError(f"the score {score.name!r} cannot say how stable its choice is: give a number of images, not 'auto'")
     if num_timesteps < 1 or gap < 1:

@@ -86,7 +86,7 @@ def test_the_log_and_the_visualizer_have_it(trained):
     log, = trained.folder.glob('*/*.log')
     assert f'selected timestep t={trained.chosen} ' in log.read_text()
     scalars = (log.parent / 'vis_data' / 'scalars.json').read_text()
-    assert scalars.count('timestep_selection/view_consistency') == 3
+    assert scalars.count('timestep_selection/half_consistency') == 3
     assert list((log.parent / 'vis_data' / 'vis_image').glob('timestep_selection*.png'))
 
 

@@ -83,9 +83,10 @@ def test_what_is_added_later_is_measured_as_if_it_had_been_there():
 @pytest.mark.parametrize('model, used', [(Planted, 8), (Unclear, 20)])
 def test_images_are_added_until_the_choice_is_clear(model, used, monkeypatch):
     monkeypatch.setattr(module, 'FIRST_IMAGES', 8)
-    result = sweep(model(), TensorImages(colours(20)), candidates=TIMES, grow=True)
+    options = dict(candidates=TIMES, score='view_consistency')
+    result = sweep(model(), TensorImages(colours(20)), grow=True, **options)
     assert result.num_images == used and result.forwards == used * 2 * len(TIMES)
-    assert replace(result, seconds=0) == replace(sweep(model(), TensorImages(colours(20)[:used]), candidates=TIMES), seconds=0)
+    assert replace(result, seconds=0) == replace(sweep(model(), TensorImages(colours(20)[:used]), **options), seconds=0)
 
 
 def test_fewer_images_than_the_first_step_are_all_used():

@@ -41,7 +41,7 @@ def test_bad_scores_are_refused(score, message):
 
 def test_auto_is_the_probe_where_there_are_labels():
     assert scores.build('auto', labelled=True).name == 'ridge'
-    assert scores.build('auto').name == 'view_consistency'
+    assert scores.build('auto').name == 'half_consistency'
 
 
 @pytest.mark.parametrize('score', [dict(type='hfr', cutoff=0.3), *SCORES], ids=str)

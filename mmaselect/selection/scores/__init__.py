@@ -25,7 +25,7 @@ def build(score, labelled=False):
     """A score from its name, from ``dict(type=name, **options)``, or itself.
 
     Args:
-        score (str | dict | Score): 'auto' is the closed-form probe where there are labels and ``view_consistency`` elsewhere.
+        score (str | dict | Score): 'auto' is the closed-form probe where there are labels and ``half_consistency`` elsewhere.
         labelled (bool): Whether the images come with labels.
 
     Raises:
@@ -34,7 +34,7 @@ def build(score, labelled=False):
     if isinstance(score, Score):
         return score
     if score == 'auto':
-        score = 'ridge' if labelled else 'view_consistency'
+        score = 'ridge' if labelled else 'half_consistency'
     options = dict(type=score) if isinstance(score, str) else dict(score)
     name = options.pop('type', None)
     if name not in SCORES:

@@ -23,7 +23,7 @@ class Labelled(Score):
     def observe(self, maps, labels=None):
         if labels is None:
             raise ValueError(f'the score {self.name!r} needs labels, and the images have none: choose a score without, such as '
-                             'view_consistency')
+                             'half_consistency')
         if labels.ndim == 1:
             features, labels = pooled(maps[0], self.pool)[:, None], labels[:, None]  # (B, 1, F)
         else:
