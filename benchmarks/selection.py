@@ -87,8 +87,9 @@ def rows_of(task, timesteps, accuracy, exhaustive_seconds, name, values, images,
 
 def report(rows):
     """The table that is printed: per setting and score, over taps, blocks and seeds."""
-    lines = [f'{"setting":20}{"score":24}{"oracle":>8}{"regret":>8}{"worst":>7}{"joint":>7}{"rank":>7}{"t":>12}{"oracle t":>12}'
-             f'{"seconds":>9}{"exhaustive":>11}']
+    wide = 2 + max(len(row['setting']) for row in rows)
+    lines = [f'{"setting":{wide}}{"score":24}{"oracle":>8}{"regret":>8}{"worst":>7}{"joint":>7}{"rank":>7}{"t":>12}'
+             f'{"oracle t":>12}{"seconds":>9}{"exhaustive":>11}']
     for setting, name in dict.fromkeys((row['setting'], row['score']) for row in rows):
         own = [row for row in rows if (row['setting'], row['score']) == (setting, name)]
         taps, joint = [r for r in own if r['block'] is not None], [r for r in own if r['block'] is None]
@@ -98,7 +99,7 @@ def report(rows):
 
         def span(key, of=taps):
             return f'{min(r[key] for r in of)}-{max(r[key] for r in of)}'
-        lines.append(f'{setting:20}{name:24}{max(r["oracle"] for r in own):8.1f}{mean("regret_points", taps):8.2f}'
+        lines.append(f'{setting:{wide}}{name:24}{max(r["oracle"] for r in own):8.1f}{mean("regret_points", taps):8.2f}'
                      f'{max(r["regret_points"] for r in taps):7.2f}{mean("regret_points", joint):7.2f}'
                      f'{mean("spearman", taps):7.2f}{span("chosen_t"):>12}{span("oracle_t"):>12}'
                      f'{mean("seconds", taps):9.1f}{mean("exhaustive_seconds", taps):11.1f}')
@@ -163,7 +164,9 @@ def main():
                 rows += rows_of(task, timesteps, accuracy, seconds, score, values, images, forwards, own, seed)
             record.write(args.out, head, rows)  # after every setting, since the whole takes hours
             print(report([row for row in rows if row['setting'] == task.name]), flush=True)
-    print(f'\n{report(rows)}\nwritten to {args.out}')
+    if len({row['setting'] for row in rows}) > 1 or len(args.seeds) > 1:
+        print(f'\n{report(rows)}')
+    print(f'written to {args.out}')
 
 
 if __name__ == '__main__':
