@@ -128,7 +128,7 @@ def test_the_log_has_every_remark(data, tmp_path, monkeypatch):
 def test_a_probe_gets_the_labels(name, score, data, tmp_path):
     changes = {'model.neck.score': score, 'model.neck.num_images': 12}
     result = AutoTimestepHook().select(runs.runner(name, data, tmp_path, changes))
-    assert result.score['type'] == 'ridge' and 0 <= result.best.score <= 1
+    assert result.score['type'] == 'ridge' and -1 < result.best.score <= 1  # of random features, by a probe worse than the mean
     assert read(tmp_path) == result
 
 
