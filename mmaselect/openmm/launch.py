@@ -97,9 +97,12 @@ def type_name(node):
 
 
 def add_forgotten_hook(cfg):
-    """Appends AutoTimestepHook where the model has an AutoTimestepNeck, at any depth, and the config forgot the hook."""
+    """Appends AutoTimestepHook where the model has an AutoTimestepNeck, at any depth, and the config forgot the hook.
+
+    Not where another backbone is compared under the same neck: there is no timestep to choose.
+    """
     hooks = cfg.get('custom_hooks') or []
-    if (any(type_name(node) == 'AutoTimestepNeck' for node in nodes(cfg.get('model')))
+    if ({'DiTBackbone', 'AutoTimestepNeck'} <= {type_name(node) for node in nodes(cfg.get('model'))}
             and not any(type_name(hook).endswith('AutoTimestepHook') for hook in hooks)):
         cfg.custom_hooks = [*hooks, dict(type='mmaselect.AutoTimestepHook')]
         log('the model has an AutoTimestepNeck: custom_hooks gets the mmaselect.AutoTimestepHook that the config lacks')

@@ -125,11 +125,12 @@ def test_dataloaders_get_what_the_toolbox_and_the_machine_need(folder, monkeypat
     assert not launch.load_config(arguments('cls.py')).train_dataloader.pin_memory
 
 
-NECK = dict(type='mmaselect.AutoTimestepNeck')
+DIT, NECK = dict(type='mmaselect.DiTBackbone'), dict(type='mmaselect.AutoTimestepNeck')
 
 
-@pytest.mark.parametrize('model', [dict(neck=NECK), dict(neck=[dict(type='GlobalAveragePooling'), NECK]),
-                                   dict(type='SegTTAModel', module=dict(neck=dict(type='AutoTimestepNeck')))])
+@pytest.mark.parametrize('model', [
+    dict(backbone=DIT, neck=NECK), dict(backbone=DIT, neck=[dict(type='GlobalAveragePooling'), NECK]),
+    dict(type='SegTTAModel', module=dict(backbone=dict(type='DiTBackbone'), neck=dict(type='AutoTimestepNeck')))])
 @pytest.mark.parametrize('hooks', [None, [], [dict(type='EMAHook')]])
 def test_the_forgotten_hook_is_added_once(model, hooks):
     cfg = Config(dict(model=model, custom_hooks=hooks))
@@ -139,8 +140,9 @@ def test_the_forgotten_hook_is_added_once(model, hooks):
 
 
 def test_no_hook_is_added_where_none_is_needed():
-    for cfg in (Config(dict(model=dict(neck=dict(type='FPN')))),
-                Config(dict(model=dict(neck=NECK), custom_hooks=[dict(type='AutoTimestepHook', reselect=True)]))):
+    for cfg in (Config(dict(model=dict(backbone=DIT, neck=dict(type='FPN')))),
+                Config(dict(model=dict(backbone=dict(type='mmpretrain.VisionTransformer'), neck=NECK))),
+                Config(dict(model=dict(backbone=DIT, neck=NECK), custom_hooks=[dict(type='AutoTimestepHook', reselect=True)]))):
         before = cfg.get('custom_hooks')
         launch.add_forgotten_hook(cfg)
         assert cfg.get('custom_hooks') == before

@@ -1,0 +1,4 @@
+# The ViT that mae_vit_fashion_pretrain.py pretrained, trained on together with the linear classifier.
+_base_ = 'vit_fashion_mnist.py'
+checkpoint = '{{ fileDirname }}/mae_vit_fashion.pth'
+model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=checkpoint)))
