@@ -2,6 +2,8 @@
 # make test    environment, then the tests
 # make lint    ruff
 # make bench-selection   every score against an exhaustive search; trains two more small DiTs first; hours
+# make compare   the demo against other backbones in one table; SEEDS and COMPARED say how many times, and what
+# make mae     pretrains the ViT that the comparison's MAE rows need, where its weights are not there
 # make clean   removes the environment and caches; data and results stay
 #
 # PYTHON=python3.12 make test   another Python than python3, 3.10 or newer
@@ -14,9 +16,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SCENES := data/fashion_scenes/.complete
 PRETRAINING := data/fashion_scenes/.complete_pretraining
+MAE := configs/baselines/mae_vit_fashion.pth
+SEEDS ?= 0 1 2
+COMPARED ?= configs/dit_aselect_fashion_scenes.py \
+	$(foreach name,resnet18 vit mae_frozen,configs/baselines/$(name)_fashion_scenes.py)
 IMAGES := data/fashion_scenes/img_dir/pretrain data/fashion_mnist/train-images-idx3-ubyte
 
-.PHONY: test demo lint bench-selection clean
+.PHONY: test demo lint bench-selection compare mae clean
 .DELETE_ON_ERROR:
 
 test: $(INSTALLED)
@@ -27,6 +33,11 @@ demo: $(INSTALLED) $(SCENES)
 
 bench-selection: work_dirs/pixel_dit/loss.png work_dirs/flow_dit/loss.png
 	$(BIN)/python benchmarks/selection.py --out benchmarks/results/selection.json
+
+compare: $(INSTALLED) $(SCENES) $(MAE)
+	$(BIN)/python tools/compare.py $(COMPARED) --seeds $(SEEDS) --out benchmarks/results/compare.json
+
+mae: $(MAE)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -61,3 +72,8 @@ work_dirs/pixel_dit/loss.png: | $(PRETRAINING)
 
 work_dirs/flow_dit/loss.png: | $(PRETRAINING)
 	$(BIN)/python tools/pretrain_dit.py $(@D) $(IMAGES) --work-dir $(@D)_work --dit-steps 5000 --flow --vae configs/fashion_dit
+
+$(MAE):
+	$(MAKE) $(PRETRAINING)  # not a prerequisite: where the weights are there, nobody needs its images
+	$(BIN)/python tools/train.py configs/baselines/mae_vit_fashion_pretrain.py --work-dir work_dirs/mae_vit_fashion --resume
+	$(BIN)/python tools/model_converters/publish_backbone.py work_dirs/mae_vit_fashion/iter_10000.pth $@

@@ -1,0 +1,166 @@
+"""Every baseline config fits together as shipped, differs from ours in the backbone alone, and runs a step on tiny data."""
+import importlib
+import math
+import runpy
+
+import numpy as np
+import pytest
+import runs
+import torch
+from mmengine.config import Config
+from mmengine.dataset import default_collate
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+
+from mmaselect.openmm.safe_load import load
+
+BASELINES = {path.stem: path for path in sorted((runs.ROOT / 'configs' / 'baselines').glob('*.py'))}
+PRETRAINING = BASELINES.pop('mae_vit_fashion_pretrain')
+PUBLISH = runs.ROOT / 'tools' / 'model_converters' / 'publish_backbone.py'
+FINE_TUNED = ('resnet50_cub', 'vit_b16_cub')  # with a schedule of their own
+SIZES = {'ade20k': 512, 'cub': 512}  # of the crops; the demo's images have 64 pixels
+CLASSES = {'ade20k': 150, 'fashion_scenes': 11, 'cub': 200, 'fashion_mnist': 10}
+
+
+@pytest.fixture
+def agreement(monkeypatch):
+    """tools/compare_agreement.py"""
+    monkeypatch.syspath_prepend(str(runs.ROOT / 'tools'))
+    return importlib.import_module('compare_agreement')
+
+
+def dataset(name):
+    return next(known for known in CLASSES if name.endswith(known))
+
+
+def tiny_backbone(name):
+    """ResNet-18 in place of 50 and a ViT of width 16 in place of ViT-B; the demo's models are small as they are."""
+    width, head = ((64, 128, 256, 512) if 'resnet' in name else (16,) * 4), {}
+    if dataset(name) == 'ade20k':
+        head = {'model.decode_head.in_channels': list(width), 'model.decode_head.channels': 8,
+                'model.auxiliary_head.in_channels': width[2], 'model.auxiliary_head.channels': 8}
+    if dataset(name) == 'cub':
+        head = {'model.head.in_channels': width[3]}
+    if name == 'resnet50_linear_cub':
+        head['model.neck.1.input_features'] = width[3]
+    if name == 'vit_b16_linear_cub':
+        head['model.neck.input_features'] = width[3]
+    if name == 'vit_b16_ade20k':
+        head['model.neck.embed_dim'] = width[3]
+    if 'resnet50' in name:
+        return {**head, 'model.backbone.depth': 18, 'model.backbone.init_cfg': None}
+    if 'vit_b16' in name:
+        arch = dict(_delete_=True, embed_dims=16, num_layers=12, num_heads=2, feedforward_channels=32)
+        return {**head, 'model.backbone.arch': arch, 'model.backbone.img_size': 32, 'model.backbone.init_cfg': None}
+    return {}
+
+
+def tiny(name, data, changes=()):
+    """What makes a baseline run on the data below ``data`` in a second."""
+    ours = {key: value for key, value in runs.options(f'aselect_{dataset(name)}', data).items()
+            if not key.startswith('model.') or key.startswith(('model.data_preprocessor', 'model.test_cfg'))}
+    step = ({'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1} if runs.segments(name)
+            else {'train_dataloader.batch_size': 12})
+    return {**ours, **step, **tiny_backbone(name), **dict(changes)}
+
+
+def trained(path, options, work_dir):
+    """The Runner of a config after its training."""
+    runs.forget()
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(options)
+    cfg.work_dir = str(work_dir)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize('name', BASELINES)
+def test_differs_from_ours_in_the_backbone_alone(name, agreement):
+    ours, theirs = (Config.fromfile(path) for path in (runs.CONFIGS[f'aselect_{dataset(name)}'], BASELINES[name]))
+    found = {path.split('.')[0] for path, *_ in agreement.differences(ours, theirs)}
+    assert found == ({'optim_wrapper', 'param_scheduler'} if name in FINE_TUNED else set())
+    assert 'mmaselect' not in theirs.model.backbone.type and theirs.custom_hooks == []
+
+
+@pytest.mark.parametrize('name', BASELINES)
+def test_parts_fit_as_shipped(name):
+    """Shapes alone, on a device without memory: a ViT-B takes no time there."""
+    cfg = Config.fromfile(BASELINES[name])
+    init_default_scope(cfg.default_scope)
+    size = SIZES.get(dataset(name), 64)
+    with torch.device('cpu' if 'resnet' in name else 'meta'):  # mmpretrain's ResNet computes with numbers as it is built
+        model = MODELS.build(dict(cfg.model, data_preprocessor=None)).to('meta').eval()
+    out = model(torch.empty(2, 3, size, size, device='meta'), mode='tensor')
+    assert out.shape[:2] == (2, CLASSES[dataset(name)])
+
+
+def test_the_vit_has_the_tokens_and_the_width_of_the_demo_dit():
+    init_default_scope('mmseg')
+    vit, dit = (MODELS.build(Config.fromfile(path).model.backbone)
+                for path in (BASELINES['vit_fashion_scenes'], runs.CONFIGS['aselect_fashion_scenes']))
+    images = torch.zeros(1, 3, 64, 64)
+    dit.select(0)
+    with torch.no_grad():
+        assert [m.shape for m in vit(images)] == [m.shape for m in dit(images)] == [(1, 128, 8, 8)] * 4
+    assert len(vit.layers) == dit.extractor.family.depth
+
+
+@pytest.fixture(scope='module')
+def pretrained(data, tmp_path_factory):
+    """A file with the weights of a MAE that saw two batches, the folder of its scenes, and its Runner."""
+    folder = tmp_path_factory.mktemp('mae')
+    rng = np.random.default_rng(4)
+    for index in range(3):
+        runs.save(folder / 'img_dir' / 'pretrain' / f'{index}.png', runs.picture(rng, 64, 64))
+    source = 'train_dataloader.dataset.datasets'
+    runner = trained(PRETRAINING, {
+        f'{source}.0.data_root': str(folder), f'{source}.1.data_root': str(data / 'fashion_mnist'),
+        'train_dataloader.batch_size': 4, 'train_cfg.max_iters': 2, 'default_hooks.checkpoint.interval': 2,
+        'default_hooks.logger.interval': 1}, folder / 'run')
+    assert math.isfinite(runner.message_hub.log_scalars['train/loss'].current())
+    file = folder / 'mae.pth'
+    runs.run_here(PUBLISH, folder / 'run' / 'iter_2.pth', file)
+    return file, folder, runner
+
+
+def test_mae_reads_the_images_that_the_dit_was_pretrained_on(pretrained, data):
+    _, folder, runner = pretrained
+    dit = runpy.run_path(str(runs.ROOT / 'tools' / 'pretrain_dit.py'))
+    images = dit['read_images']([folder / 'img_dir' / 'pretrain', data / 'fashion_mnist' / 'train-images-idx3-ubyte'], 64)
+    dataset = runner.train_dataloader.dataset
+    batch = default_collate([dataset[index] for index in range(len(dataset))])
+    torch.testing.assert_close(runner.model.data_preprocessor(batch)['inputs'], dit['to_tensor'](images))
+
+
+def test_mae_sees_as_many_images_as_the_dit_did():
+    cfg = Config.fromfile(PRETRAINING)
+    assert cfg.train_cfg.max_iters * cfg.train_dataloader.batch_size == 640_000
+    assert cfg.train_dataloader.dataset.datasets[1].get('indices') is None
+
+
+@pytest.mark.parametrize('name', BASELINES)
+def test_trains_and_validates(name, data, tmp_path, request):
+    changes = {}
+    if name.startswith('mae'):
+        file = request.getfixturevalue('pretrained')[0]
+        changes = {'model.backbone.init_cfg.checkpoint': str(file)}
+    runner = trained(BASELINES[name], tiny(name, data, changes), tmp_path)
+    assert runner.iter == 1
+    logged = runner.message_hub.log_scalars
+    assert math.isfinite(logged['train/loss'].current())
+    assert 0 <= logged['val/mIoU' if runs.segments(name) else 'val/accuracy/top1'].current() <= 100
+    backbone = runner.model.backbone
+    assert any(p.requires_grad for p in backbone.parameters()) == ('frozen' not in name and 'linear' not in name)
+    if name.startswith('mae'):
+        before, key = load(file), 'layers.0.attn.qkv.weight'
+        assert before[key].dtype == torch.float16 and before.keys() == backbone.state_dict().keys()
+        assert torch.equal(backbone.state_dict()[key], before[key].float()) == ('frozen' in name)
+
+
+def test_publishing_names_a_checkpoint_without_a_backbone(tmp_path, capsys):
+    torch.save(dict(state_dict=dict(head=torch.zeros(1))), tmp_path / 'head.pth')
+    with pytest.raises(SystemExit) as stop:
+        runs.run_here(PUBLISH, tmp_path / 'head.pth', tmp_path / 'out.pth')
+    assert stop.value.code == 2 and "begins with 'backbone.'" in capsys.readouterr().err
+    assert not (tmp_path / 'out.pth').exists()
