@@ -19,7 +19,7 @@ PRETRAINING := data/fashion_scenes/.complete_pretraining
 MAE := configs/baselines/mae_vit_fashion.pth
 SEEDS ?= 0 1 2
 COMPARED ?= configs/dit_aselect_fashion_scenes.py \
-	$(foreach name,resnet18 vit mae_frozen,configs/baselines/$(name)_fashion_scenes.py)
+	$(foreach name,resnet18 vit mae_frozen dit_fixed,configs/baselines/$(name)_fashion_scenes.py)
 IMAGES := data/fashion_scenes/img_dir/pretrain data/fashion_mnist/train-images-idx3-ubyte
 
 .PHONY: test demo lint bench-selection compare mae clean

@@ -108,7 +108,7 @@ def measure(cfg, checkpoint, repeats):
         trained=sum(p.numel() for p in parameters if p.requires_grad),
         flops=count_flops(predict),
         milliseconds=time_calls(predict, repeats),
-        timestep=None if backbone is None else backbone.chosen,
+        timestep=None if backbone is None else list(backbone.timesteps),
         image=list(batch['inputs'].shape[-2:]),
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads',
         torch=torch.__version__)
