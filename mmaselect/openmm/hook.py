@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.visualization import LocalVisBackend
 
 from mmaselect.extract import TAPS
 from mmaselect.registry import HOOKS
@@ -129,8 +130,10 @@ class AutoTimestepHook(Hook):
         path = Path(runner.work_dir) / 'timestep_selection.json'
         result.save(path)
         figure = result.plot(path.with_suffix('.png'))
-        for candidate in result.candidates:
-            runner.visualizer.add_scalar(f"timestep_selection/{result.score['type']}", candidate.score, candidate.timestep)
+        for backend in runner.visualizer._vis_backends.values():
+            # The toolboxes' analyze_logs take every line of LocalVisBackend's scalars.json for one of training or validation.
+            for candidate in () if isinstance(backend, LocalVisBackend) else result.candidates:
+                backend.add_scalar(f"timestep_selection/{result.score['type']}", candidate.score, candidate.timestep)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         runner.visualizer.add_image('timestep_selection', np.asarray(canvas.buffer_rgba())[..., :3])
