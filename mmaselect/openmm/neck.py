@@ -151,6 +151,9 @@ class AutoTimestepNeck(BaseModule):
             raise ValueError(f'the backbone gives {len(found)} maps of {found} channels and the neck is set up for '
                              f'{self.num_taps} taps of {self.in_channels} at {timesteps} timesteps: set in_channels and num_taps '
                              'of AutoTimestepNeck, and timesteps where there are several, to what the backbone gives')
+        if torch.is_grad_enabled() and not self.training:
+            # Grad-CAM asks for gradients at the maps, and a frozen DiT gives maps without.
+            maps = [m if m.requires_grad else m.detach().requires_grad_() for m in maps]
         maps = [norm(m) for norm, m in zip(self.norms, maps, strict=True)]
         maps = [fusion(maps[k::self.groups]) for k, fusion in enumerate(self.fusions)]
         if self.output == 'pyramid':

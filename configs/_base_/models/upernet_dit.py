@@ -1,16 +1,17 @@
 # UPerNet on a DiT: the sizes of DiT-XL/2. The backbone's weights are named by the config that inherits this one.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
+data_preprocessor = dict(
+    type='SegDataPreProcessor',
+    mean=[127.5, 127.5, 127.5],  # to [-1, 1], which the VAE expects
+    std=[127.5, 127.5, 127.5],
+    bgr_to_rgb=True,
+    pad_val=0,
+    seg_pad_val=255,
+    size=(512, 512))
 width = 1152
 model = dict(
     type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[127.5, 127.5, 127.5],  # to [-1, 1], which the VAE expects
-        std=[127.5, 127.5, 127.5],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512)),
+    data_preprocessor=data_preprocessor,
     backbone=dict(
         type='mmaselect.DiTBackbone',
         taps=[(8, 'hidden'), (12, 'hidden'), (16, 'hidden'), (20, 'hidden')]),
