@@ -1,11 +1,9 @@
 """Feature maps as colours, and grids of pictures. Torch and matplotlib only."""
-import math
-
 import torch
 
 from .files import atomic
 
-PANEL = 1.5  # inches, the longer side of a picture in a grid
+PANEL, DPI = 1.5, 150  # inches, the longer side of a picture in a grid, and pixels per inch
 ROUNDING = 1e-6  # what is smaller, against the first component, is the rounding of a constant
 
 
@@ -92,12 +90,13 @@ def grid(path, rows, *, title, columns, labels, notes=None, chosen_row=None, cho
     from matplotlib.figure import Figure
     notes = notes or [''] * len(rows)
     height, width = rows[0][0].shape[:2]  # of the image; its feature maps have about its shape
-    scale = PANEL / max(height, width)
-    left, right, top = 1.2, 1.3 if any(notes) else 0.1, 0.75  # inches
-    size = left + len(columns) * (width * scale + 0.08) + right, top + len(rows) * (height * scale + 0.08) + 0.1
+    w, h = (side * PANEL / max(height, width) for side in (width, height))  # in inches, as all that follows
+    left, right, top, bottom, gap = 1.2, 1.3 if any(notes) else 0.1, 0.75, 0.1, 0.08
+    size = left + len(columns) * (w + gap) - gap + right, top + len(rows) * (h + gap) - gap + bottom
     figure = Figure(figsize=size)
     axes = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw=dict(
-        left=left / size[0], right=1 - right / size[0], top=1 - top / size[1], bottom=0.1 / size[1], wspace=0.05, hspace=0.05))
+        left=left / size[0], right=1 - right / size[0], top=1 - top / size[1], bottom=bottom / size[1], wspace=gap / w,
+        hspace=gap / h))
     figure.suptitle(title, x=0.1 / size[0], y=1 - 0.1 / size[1], ha='left', va='top', fontsize=10)
 
     def style(chosen):
@@ -114,4 +113,4 @@ def grid(path, rows, *, title, columns, labels, notes=None, chosen_row=None, cho
     for c, name in enumerate(columns):
         axes[0, c].set_title(name, pad=4, **style(c == chosen_column))
     with atomic(path) as part:
-        figure.savefig(part, dpi=max(120, math.ceil(max(height, width) / PANEL / 2)))
+        figure.savefig(part, dpi=DPI)

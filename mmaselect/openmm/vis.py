@@ -1,6 +1,7 @@
 """What the tools in tools/visualization share: from a config, a checkpoint and a few images to pictures of features."""
 import argparse
 import copy
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
-from mmengine.logging import print_log
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from tqdm import tqdm
@@ -141,7 +141,7 @@ def vae_decoder(cfg, backbone):
         except (OSError, ValueError) as error:
             why = f'{source} gives no VAE ({str(error).splitlines()[0]})'
     if vae is None:
-        print_log(f'{why}: noisy latents are shown by their first three channels', 'current')
+        warnings.warn(f'{why}: noisy latents are shown by their first three channels', stacklevel=2)
         return lambda latent: latent[0, :3] / 3  # latents have about unit deviation
     vae.requires_grad_(False).eval().to(backbone.timestep.device)
     shift = getattr(vae.config, 'shift_factor', None) or 0

@@ -3,7 +3,7 @@ import math
 
 from matplotlib.ticker import MaxNLocator
 
-WIDTH, HEIGHT = 640, 300
+HEIGHT = 280
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 22, 42
 MOST_POINTS = 800  # of a line; more are thinned evenly
 MOST_DOTS = 40  # up to here, points are marked
@@ -14,7 +14,7 @@ def ticks(low, high, count):
     return [float(tick) for tick in MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
 
 
-def chart(lines, *, x_label, y_label='', strong=None, mark=None, band=None):
+def chart(lines, *, x_label, y_label='', strong=None, mark=None, band=None, width=520):
     """A chart of lines.
 
     Args:
@@ -24,6 +24,7 @@ def chart(lines, *, x_label, y_label='', strong=None, mark=None, band=None):
         strong (str | None): The line that counts.
         mark (float | None): An x to mark.
         band (tuple[float, float] | None): A range of x to shade.
+        width (int): Of the chart, in units of the SVG.
 
     Returns:
         dict | None: What the template's macro ``chart`` draws; None where there is no point.
@@ -38,13 +39,13 @@ def chart(lines, *, x_label, y_label='', strong=None, mark=None, band=None):
     y_low, y_high = (y_ticks[0], y_ticks[-1]) if y_ticks[0] < y_ticks[-1] else (y_ticks[0] - 1, y_ticks[0] + 1)
 
     def right(x):
-        return round(LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
+        return round(LEFT + (x - x_low) / (x_high - x_low) * (width - LEFT - RIGHT), 1)
 
     def down(y):
         return round(HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
 
     return dict(
-        width=WIDTH, height=HEIGHT, left=LEFT, right=WIDTH - RIGHT, top=TOP, bottom=HEIGHT - BOTTOM, x_label=x_label,
+        width=width, height=HEIGHT, left=LEFT, right=width - RIGHT, top=TOP, bottom=HEIGHT - BOTTOM, x_label=x_label,
         y_label=y_label, x_ticks=[(right(x), f'{x:g}') for x in ticks(x_low, x_high, 7) if x_low <= x <= x_high],
         y_ticks=[(down(y), f'{y:g}') for y in y_ticks],
         mark=None if mark is None else right(mark), band=None if band is None else (right(band[0]), right(band[1])),

@@ -58,7 +58,7 @@ def render(run, *, pictures=12):
         return found
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters.update(number=number, duration=duration)
+    environment.filters.update(number=number, score=score, duration=duration)
     template = environment.from_string(Path(__file__).with_name('page.html').read_text())
     shown = dict(predictions=embedded(run.predictions[:pictures]), maps=embedded(run.maps))
     return template.render(run=run, name=run.folder.resolve().name, notes=notes, version=__version__, glance=glance(run),
@@ -72,6 +72,11 @@ def number(value):
     if not math.isfinite(value):
         return 'not a number' if math.isnan(value) else '∞' if value > 0 else '−∞'
     return f'{value:.4g}'.replace('-', '−')
+
+
+def score(value):
+    """Four places behind the point, as scores are compared with each other."""
+    return f'{value:.4f}'.replace('-', '−')
 
 
 def duration(seconds):
@@ -119,7 +124,7 @@ def selection_chart(selection):
     for k in shown_taps(selection):
         lines[tap_name(selection.taps[k])] = [(c.timestep, c.tap_scores[k]) for c in selection.candidates]
     return chart(lines, x_label='timestep t (0 is the cleanest)', y_label=selection.score['type'], strong=whole,
-                 mark=selection.timestep, band=selection.interval)
+                 mark=selection.timestep, band=selection.interval, width=960)
 
 
 def training_charts(run):

@@ -196,14 +196,14 @@ def _read_progress(run):
 
 
 def _read_pictures(run, sessions):
-    """Predictions of the last session that drew any, and of those the ones of its last step."""
+    """Predictions of the last session that drew any, of each image the last."""
     for session in reversed(sessions):
         drawn = {}
         for path in sorted(session.rglob('vis_image/*.png')):
-            step = re.search(r'_(\d+)$', path.stem)
-            if not path.name.startswith('timestep_selection'):
-                drawn.setdefault(int(step[1]) if step else 0, []).append(path)
+            name, _, step = path.stem.rpartition('_')  # as LocalVisBackend names them
+            if name != 'timestep_selection' and step.isdecimal():
+                drawn[name] = max(drawn.get(name, (0, path)), (int(step), path))
         if drawn:
-            run.predictions = drawn[max(drawn)]
+            run.predictions = [path for _, path in drawn.values()]
             break
     run.maps = [path for name in ('vis_features', 'vis_timesteps') for path in sorted(run.folder.glob(f'{name}*.png'))]

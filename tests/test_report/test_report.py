@@ -73,7 +73,8 @@ def work_dir(tmp_path):
     folder = tmp_path / 'a <run>'
     scalars = (entry(40, **{'timestep_selection/view_consistency': 0.4}) + training(10, 20) + entry(20, mIoU=31.5, time=0.1)
                + training(30, 40) + entry(40, mIoU=28.25, time=0.1))
-    write_session(folder / '20261123_100000', scalars, pictures=['timestep_selection_0.png', 'val_7_20.png', 'val_7_40.png'])
+    write_session(folder / '20261123_100000', scalars,
+                  pictures=['timestep_selection_0.png', 'val_7_9.png', 'val_7_40.png', 'val_8_20.png'])
     (folder / 'scenes.py').write_text(CONFIG)
     (folder / 'iter_40.pth').write_bytes(b'')
     (folder / 'last_checkpoint').write_text('/elsewhere/iter_40.pth')
@@ -95,7 +96,7 @@ def test_reads_all_of_a_run(work_dir):
     assert (run.unit, run.done, run.total, run.seconds) == ('iteration', 40, 40, 125.0)
     assert run.environment == dict(Python='3.11.2 (main) [GCC 12.2.0]', PyTorch='2.9.0', seed='7')
     assert run.config['model']['backbone']['taps'] == [[2, 'hidden'], [-1, 'key']]
-    assert [path.name for path in run.predictions + run.maps] == ['val_7_40.png', 'vis_features_0.png']
+    assert [path.name for path in run.predictions + run.maps] == ['val_7_40.png', 'val_8_20.png', 'vis_features_0.png']
     assert run.checkpoint == work_dir / 'iter_40.pth' and not run.notes
 
 
@@ -113,7 +114,7 @@ def test_the_page_says_what_the_run_did(work_dir):
                   'noise chooses t = 600', 'tools/train.py', 'PyTorch 2.9.0', 'seed 7', 'seed of the sweep 3', '−∞'):
         assert words in seen, words
     assert page.count('<svg') == 5  # the choice, loss, accuracy, learning rate, evaluation
-    assert page.count('src="data:image/png;base64,') == 2
+    assert page.count('src="data:image/png;base64,') == 3
 
 
 def test_the_page_needs_no_other_file(work_dir):
@@ -217,4 +218,4 @@ def test_in_a_browser(work_dir, tmp_path):
                            page.as_uri()], capture_output=True, text=True, timeout=300, check=True)
     said = html.unescape(re.search(r'<title>(.*?)</title>', done.stdout)[1]).split('; ')
     assert said == ['t 40 150 600 999', 'score down 150 40 999 600', 'score up 600 999 40 150', 'snr down 40 150 600 999',
-                    'snr up 999 600 150 40', 'images 30 by 20, 30 by 20', 'charts 5', 'wide false']
+                    'snr up 999 600 150 40', 'images 30 by 20, 30 by 20, 30 by 20', 'charts 5', 'wide false']
