@@ -46,7 +46,7 @@ clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
 
 # PyTorch comes in a call of its own: onedl-mmcv is built in an environment without it, hence quickly and without compiled
-# operators, which nothing here needs. The last line is for machines without libGL, where opencv-python does not load.
+# operators, which nothing here needs. grad-cam, of which mmseg's tool needs an old one, would bring a second OpenCV. The last line is for machines without libGL, where opencv-python does not load.
 $(INSTALLED): setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo '$(PYTHON) is missing or older than 3.10: name a newer one, as in PYTHON=python3.12 make $(MAKECMDGOALS)'; exit 1; }
@@ -55,6 +55,7 @@ $(INSTALLED): setup.py
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(TORCH)
 	$(BIN)/pip install -e '.[onedl,dev]'
+	$(BIN)/pip install --no-deps 'grad-cam<1.5' ttach
 	$(BIN)/python -c 'import cv2' || { $(BIN)/pip uninstall -y opencv-python && $(BIN)/pip install opencv-python-headless; }
 	touch $@
 
