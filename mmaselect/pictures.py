@@ -74,7 +74,7 @@ def noise_level(process, t):
     return f'σ {process.sigma[t].item():.2f}, log-SNR {process.log_snr(t):.1f}'
 
 
-def grid(path, rows, *, title, columns, labels, notes=None, chosen_row=None, chosen_column=None):
+def grid(path, rows, *, title, columns, labels, notes=None, chosen_rows=(), chosen_columns=()):
     """Draws rows of pictures into a file, whose suffix names the format; it appears only when it is whole.
 
     Args:
@@ -82,7 +82,7 @@ def grid(path, rows, *, title, columns, labels, notes=None, chosen_row=None, cho
         rows (Sequence[Sequence[Tensor]]): Pictures (h, w, 3) in [0, 1], as many in each row as ``columns``.
         title (str): Above all of them.
         columns, labels, notes (Sequence[str]): Above the columns, left of the rows, and right of the rows.
-        chosen_row, chosen_column (int | None): What to draw in red.
+        chosen_rows, chosen_columns (Collection[int]): What to label in red.
 
     Raises:
         OSError: The folder cannot be written.
@@ -107,10 +107,10 @@ def grid(path, rows, *, title, columns, labels, notes=None, chosen_row=None, cho
             axes[r, c].imshow(picture.numpy(), interpolation='nearest', aspect='auto')
             axes[r, c].set(xticks=[], yticks=[])
             axes[r, c].spines[:].set_visible(False)
-        axes[r, 0].set_ylabel(labels[r], rotation=0, ha='right', va='center', labelpad=6, **style(r == chosen_row))
+        axes[r, 0].set_ylabel(labels[r], rotation=0, ha='right', va='center', labelpad=6, **style(r in chosen_rows))
         axes[r, -1].annotate(notes[r], (1, 0.5), (6, 0), 'axes fraction', textcoords='offset points', va='center',
-                             **style(r == chosen_row))
+                             **style(r in chosen_rows))
     for c, name in enumerate(columns):
-        axes[0, c].set_title(name, pad=4, **style(c == chosen_column))
+        axes[0, c].set_title(name, pad=4, **style(c in chosen_columns))
     with atomic(path) as part:
         figure.savefig(part, dpi=DPI)

@@ -149,13 +149,13 @@ def vae_decoder(cfg, backbone):
 
 
 def draw_features(scene, *, tap, timesteps=None):
-    """A picture per image: its features over timesteps and blocks. By default six timesteps and the chosen one.
+    """A picture per image: its features over timesteps and blocks. By default six timesteps and the chosen ones.
 
     Returns:
         list[Path]: The pictures.
     """
-    process, chosen = scene.extractor.process, scene.backbone.chosen
-    timesteps = timesteps or sorted({*even(len(process), 6), *([] if chosen is None else [chosen])})
+    process, chosen = scene.extractor.process, scene.backbone.timesteps
+    timesteps = timesteps or sorted({*even(len(process), 6), *chosen})
     latents, noise = scene.latents_and_noise()
     with tqdm(total=len(timesteps), desc='features', unit=' timesteps') as bar:
         colours = feature_colours(scene.extractor, latents, timesteps, [(block, tap) for block in scene.blocks], noise=noise,
@@ -165,7 +165,7 @@ def draw_features(scene, *, tap, timesteps=None):
         rows = [[as_picture(image), *(colours[t][b][index] for t in timesteps)] for b in range(len(scene.blocks))]
         grid(scene.file(index), rows, columns=columns, labels=[f'block {block}\n{tap}' for block in scene.blocks],
              title=f'First three principal components, by timestep and block ({tap})',
-             chosen_column=1 + timesteps.index(chosen) if chosen in timesteps else None)
+             chosen_columns=[1 + column for column, t in enumerate(timesteps) if t in chosen])
     return [scene.file(index) for index in range(len(scene.images))]
 
 
@@ -184,7 +184,7 @@ def draw_timesteps(scene, *, tap, timesteps=None, selection=None):
     process = scene.extractor.process
     scores = {c.timestep: c.score for c in selection.candidates} if selection else {}
     timesteps = timesteps or list(scores) or even(len(process), 10)
-    chosen = selection.timestep if selection else scene.backbone.chosen
+    chosen = selection.timesteps if selection else scene.backbone.timesteps
     latents, noise = scene.latents_and_noise()
     decode = vae_decoder(scene.cfg, scene.backbone)
     colours = feature_colours(scene.extractor, latents, timesteps, [(block, tap) for block in scene.blocks], noise=noise)
@@ -200,5 +200,5 @@ def draw_timesteps(scene, *, tap, timesteps=None, selection=None):
                  columns=['image', 'noisy', *(f'block {block}\n{tap}' for block in scene.blocks)],
                  labels=[f't = {t}\n{noise_level(process, t)}'.replace(', ', '\n') for t in timesteps],
                  notes=[f'{selection.score["type"]}\n{scores[t]:.4f}' if t in scores else '' for t in timesteps],
-                 chosen_row=timesteps.index(chosen) if chosen in timesteps else None)
+                 chosen_rows=[row for row, t in enumerate(timesteps) if t in chosen])
     return [scene.file(index) for index in range(len(scene.images))]

@@ -14,7 +14,7 @@ def ticks(low, high, count):
     return [float(tick) for tick in MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
 
 
-def chart(lines, *, x_label, y_label='', strong=None, mark=None, band=None, width=520):
+def chart(lines, *, x_label, y_label='', strong=None, marks=(), band=None, width=520):
     """A chart of lines.
 
     Args:
@@ -22,7 +22,7 @@ def chart(lines, *, x_label, y_label='', strong=None, mark=None, band=None, widt
             left out.
         x_label, y_label (str): Of the axes.
         strong (str | None): The line that counts.
-        mark (float | None): An x to mark.
+        marks (Sequence[float]): Every x to mark.
         band (tuple[float, float] | None): A range of x to shade.
         width (int): Of the chart, in units of the SVG.
 
@@ -48,7 +48,7 @@ def chart(lines, *, x_label, y_label='', strong=None, mark=None, band=None, widt
         width=width, height=HEIGHT, left=LEFT, right=width - RIGHT, top=TOP, bottom=HEIGHT - BOTTOM, x_label=x_label,
         y_label=y_label, x_ticks=[(right(x), f'{x:g}') for x in ticks(x_low, x_high, 7) if x_low <= x <= x_high],
         y_ticks=[(down(y), f'{y:g}') for y in y_ticks],
-        mark=None if mark is None else right(mark), band=None if band is None else (right(band[0]), right(band[1])),
+        marks=[right(x) for x in marks], band=None if band is None else (right(band[0]), right(band[1])),
         lines=[dict(name=name, colour=k % 8, strong=name == strong or len(lines) == 1,
                     path=' '.join(f'{right(x)},{down(y)}' for x, y in points),
                     dots=[(right(x), down(y), f'{name}: {y:.4g} at {x:g}') for x, y in points if len(points) <= MOST_DOTS])

@@ -124,7 +124,7 @@ def selection_chart(selection):
     for k in shown_taps(selection):
         lines[tap_name(selection.taps[k])] = [(c.timestep, c.tap_scores[k]) for c in selection.candidates]
     return chart(lines, x_label='timestep t (0 is the cleanest)', y_label=selection.score['type'], strong=whole,
-                 mark=selection.timestep, band=selection.interval, width=960)
+                 marks=selection.timesteps, band=selection.interval, width=960)
 
 
 def training_charts(run):

@@ -175,13 +175,13 @@ def test_a_folder_without_a_run(tmp_path):
 
 
 def test_a_chart_puts_points_where_they_belong():
-    drawn = chart({'a': [(0, 1.0), (5, float('nan')), (10, 3.0)], 'b': [(5, 2.0)]}, x_label='t', mark=5, band=(0, 10))
+    drawn = chart({'a': [(0, 1.0), (5, float('nan')), (10, 3.0)], 'b': [(5, 2.0)]}, x_label='t', marks=[5], band=(0, 10))
     a, b = drawn['lines']
     first, last = a['dots']
     assert (first[0], last[0]) == (drawn['left'], drawn['right']) == drawn['band']
     assert (first[1], last[1]) == (drawn['bottom'], drawn['top'])
     middle = (drawn['left'] + drawn['right']) / 2
-    assert b['dots'][0][:2] == (middle, (drawn['top'] + drawn['bottom']) / 2) and drawn['mark'] == middle
+    assert b['dots'][0][:2] == (middle, (drawn['top'] + drawn['bottom']) / 2) and drawn['marks'] == [middle]
     assert chart({'a': [(0, float('nan'))], 'b': []}, x_label='t') is None
 
 
