@@ -29,3 +29,9 @@ def images(count=2, height=16, width=16, seed=0, dtype=torch.float32):
     """Random images (count, 3, height, width) in [-1, 1]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, 3, height, width, generator=generator, dtype=dtype) * 2 - 1
+
+
+def latent(extractor, count=2, height=8, width=12, seed=0):
+    """Random latents (count, C, height, width) in the extractor's dtype, without its VAE."""
+    shape = count, extractor.family.in_channels, height, width
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(next(extractor.family.parameters()).dtype)

@@ -5,9 +5,21 @@ from torch import nn
 from . import loading
 from .draws import average, draw
 from .families import family_of
+from .fold import fold
 from .latent import LatentEncoder
 from .noise import NoiseProcess
 from .taps import resolve
+
+
+def walk(family, state, condition, taps):
+    """Runs the blocks up to the last tap, and of that one what it needs: per tap tokens (B, N, D)."""
+    last, features = taps[-1][0], []
+    for index in range(last + 1):
+        wanted = [name for block, name in taps if block == index]
+        need = set(wanted) if index == last else {*wanted, 'hidden'}
+        found, state = family.block(index, state, condition, need)
+        features += [found[name] for name in wanted]
+    return features
 
 
 class FeatureExtractor(nn.Module):
@@ -51,9 +63,34 @@ class FeatureExtractor(nn.Module):
         """Reads these (block, name) from now on.
 
         Raises:
-            ValueError: The model has no such taps.
+            ValueError: The model has no such taps, or they were folded away.
         """
-        self.taps = resolve(taps, self.family.depth)
+        taps = resolve(taps, self.family.depth)
+        if self.timesteps is not None:
+            self.family.check(taps)
+        self.taps = taps
+
+    @property
+    def timesteps(self):
+        """Those that the transformer is folded at, or None where it is not and all are possible."""
+        return getattr(self.family, 'timesteps', None)
+
+    def fold(self, timesteps, *, into='norm'):
+        """Replaces the transformer by the ViT that it is at these timesteps, for the taps of now; see ``fold.fold``.
+
+        Raises:
+            ValueError: As ``fold.fold``, or timesteps outside the schedule.
+        """
+        self._checked(timesteps)
+        self.family = fold(self.family, self.process, timesteps, self.taps, into=into)
+        return self
+
+    def _checked(self, t):
+        """Timesteps as a tensor (T,) of integers on the CPU."""
+        t = torch.as_tensor(t).reshape(-1).cpu()  # the tables of the process are on the CPU
+        if t.is_floating_point() or t.min() < 0 or t.max() >= len(self.process):
+            raise ValueError(f'timesteps are integers in [0, {len(self.process) - 1}], 0 the cleanest; got {t.tolist()}')
+        return t
 
     @property
     def channels(self):
@@ -68,13 +105,14 @@ class FeatureExtractor(nn.Module):
     def used_parameters(self):
         """Parameters of the transformer that the taps depend on: those that a fine-tuning trains.
 
-        Found by asking autograd on a single token, so that it holds for every family and tap.
+        Found by asking autograd on a single token, so that it holds for every family and tap. After folding, those of every
+        timestep.
         """
         parameters = [p.requires_grad_(True) for p in self.family.parameters()]
         side = self.family.patch_size
         latent = parameters[0].new_zeros(1, self.family.in_channels, side, side)
         with torch.enable_grad():
-            total = sum(m.float().sum() for m in self.features(latent, 0, None))
+            total = sum(m.float().sum() for t in self.timesteps or (0,) for m in self.features(latent, t, None))
         grads = torch.autograd.grad(total, parameters, allow_unused=True)
         return [p for p, grad in zip(parameters, grads, strict=True) if grad is not None]
 
@@ -113,19 +151,25 @@ class FeatureExtractor(nn.Module):
 
         Returns:
             tuple[Tensor]: Per tap (B, D, h, w).
+
+        Raises:
+            ValueError: Timesteps outside the schedule, or others than those that the transformer is folded at.
         """
-        t = torch.as_tensor(t).reshape(-1).cpu()  # (1,) or (B,); the tables of the process are on the CPU
-        if t.is_floating_point() or t.min() < 0 or t.max() >= len(self.process):
-            raise ValueError(f'timesteps are integers in [0, {len(self.process) - 1}], 0 the cleanest; got {t.tolist()}')
+        t = self._checked(t)  # (1,) or (B,)
         noisy = self.process.add(latent, t, noise)
         state = self.family.embed(noisy.to(next(self.family.parameters()).dtype))
-        last = self.taps[-1][0]
-        condition = self.family.condition(self.process.model_time[t].to(latent.device, torch.float32), last + 1)
+        condition = self._condition(t, self.taps[-1][0] + 1, latent.device)
         grid = [side // self.family.patch_size for side in latent.shape[-2:]]
-        maps = []
-        for index in range(last + 1):
-            wanted = [name for block, name in self.taps if block == index]
-            need = set(wanted) if index == last else {*wanted, 'hidden'}
-            taps, state = self.family.block(index, state, condition, need)
-            maps += [taps[name].transpose(1, 2).unflatten(2, grid) for name in wanted]  # (B, D, h, w)
-        return tuple(maps)
+        tokens = walk(self.family, state, condition, self.taps)  # per tap (B, N, D)
+        return tuple(one.transpose(1, 2).unflatten(2, grid) for one in tokens)  # (B, D, h, w)
+
+    def _condition(self, t, blocks, device):
+        """What the first blocks need to know of the timesteps (1,) or (B,)."""
+        if self.timesteps is None:
+            return self.family.condition(self.process.model_time[t].to(device, torch.float32), blocks)
+        missing = set(t.tolist()) - set(self.timesteps)
+        if missing:
+            folded, others = (', '.join(map(str, ts)) for ts in (self.timesteps, sorted(missing)))
+            raise ValueError(f'this transformer is folded at t={folded} and cannot run at t={others}: fold it at all timesteps '
+                             'that are wanted, or load it anew')
+        return self.family.condition([self.timesteps.index(k) for k in t.tolist()], blocks)

@@ -29,6 +29,14 @@ def positions(width, grid, base, scale, device, dtype):
     return get_2d_sincos_pos_embed_from_grid(width, places, output_type='pt').float()[None].to(device, dtype)
 
 
+def embed_patches(projection, latent, base, scale):
+    """Latents (B, C, H, W) -> patches by a convolution, with their ``positions`` added: tokens (B, h * w, D)."""
+    patches = projection(latent)  # (B, D, h, w)
+    grid = tuple(patches.shape[-2:])
+    places = positions(patches.shape[1], grid, base, scale, patches.device, patches.dtype)  # (1, h * w, D)
+    return patches.flatten(2).transpose(1, 2) + places  # (B, h * w, D)
+
+
 def share_embedders(model):
     """Lets all blocks use the first one's embedder of times and labels where theirs are equal to it.
 
@@ -73,11 +81,7 @@ class DiT(Family, wraps='DiTTransformer2DModel'):
                 for block in self.model.transformer_blocks[:blocks]]
 
     def embed(self, latent):
-        patches = self.model.pos_embed.proj(latent)  # (B, D, h, w)
-        grid = tuple(patches.shape[-2:])
-        base = self.model.config.sample_size // self.patch_size
-        places = positions(self.width, grid, base, self.pos_scale, patches.device, patches.dtype)  # (1, h * w, D)
-        return patches.flatten(2).transpose(1, 2) + places  # (B, h * w, D)
+        return embed_patches(self.model.pos_embed.proj, latent, self.config.sample_size // self.patch_size, self.pos_scale)
 
     def block(self, index, state, condition, need):
         layers, attention = self.model.transformer_blocks[index], self.model.transformer_blocks[index].attn1
