@@ -4,151 +4,10 @@ then constants, that is an affine LayerNorm and a LayerScale (Touvron et al. 202
 ``fold`` evaluates them once and leaves out what computed them, and all that no tap depends on.
 """
 import torch
-import torch.nn.functional as F
 from diffusers import DiTTransformer2DModel
-from torch import nn
 
-from .families.dit import DiT, embed_patches
-
-PROJECTIONS = ('query', 'key', 'value')
-EVERYWHERE = ('query', 'key', 'value', 'hidden')  # taps that are the same wherever shift, scale and gate go
-GELU = {'gelu': 'none', 'gelu-approximate': 'tanh'}  # diffusers' name -> torch's
-
-
-class Modulation(nn.Module):
-    """What remains of adaLN-Zero at one timestep, as far as ``need`` asks for it; all (D,)."""
-
-    def __init__(self, width, need, affine):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=affine)  # eps: diffusers' AdaLayerNormZero
-        mlp = bool(need & {'mlp', 'hidden'})
-        self.gate1 = nn.Parameter(torch.ones(width)) if affine and mlp else None
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=affine) if mlp else None
-        self.gate2 = nn.Parameter(torch.ones(width)) if affine and 'hidden' in need else None
-
-    def constants(self):
-        """Weight, bias and gate of the attention and of the MLP; None where there is none."""
-        norms = [(None, None) if norm is None else (norm.weight, norm.bias) for norm in (self.norm1, self.norm2)]
-        return *norms[0], self.gate1, *norms[1], self.gate2
-
-
-class FoldedBlock(nn.Module):
-    """A ViT block with one set of LayerNorms and LayerScales per timestep, as far as the taps ``need`` ask for it."""
-
-    def __init__(self, config, need, *, sets, affine):
-        super().__init__()
-        width = config.num_attention_heads * config.attention_head_dim
-        attention, mlp = bool(need & {'attn', 'mlp', 'hidden'}), bool(need & {'mlp', 'hidden'})
-        self.need, self.heads = need, config.num_attention_heads
-        self.norm_eps, self.gelu = config.norm_eps, GELU[config.activation_fn]
-        self.modulation = nn.ModuleList(Modulation(width, need, affine) for _ in range(sets))
-        self.projections = tuple(name for name in PROJECTIONS if attention or name in need)  # the rows of qkv, in this order
-        rows = len(self.projections) * width
-        self.qkv = nn.Linear(width, rows, bias=config.attention_bias or not affine) if rows else None
-        self.proj = nn.Linear(width, width) if attention else None
-        self.fc1 = nn.Linear(width, 4 * width) if mlp else None
-        self.fc2 = nn.Linear(4 * width, width) if mlp else None
-
-    def forward(self, x, constants, need):
-        """Tokens (B, N, D) -> (taps, tokens or None), as a family's ``block``."""
-        weight1, bias1, gate1, weight2, bias2, gate2 = constants
-        modulated = normalized(x, weight1, bias1, 1e-6)
-        taps = {'modulated': modulated}
-        if need - {'modulated'}:
-            qkv = self.qkv(modulated)  # (B, N, 3 * D), or as many D as the taps of the last block ask for
-            for name, part in zip(self.projections, qkv.chunk(len(self.projections), dim=-1), strict=True):
-                if name in need:
-                    taps[name] = part.contiguous()  # (B, N, D), and not a window on all three
-        if need & {'attn', 'mlp', 'hidden'}:
-            query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, D / heads)
-            mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (B, N, D)
-            taps['attn'] = self.proj(mixed)
-        if need & {'mlp', 'hidden'}:
-            x = added(x, gate1, taps['attn'])
-            inner = F.gelu(self.fc1(normalized(x, weight2, bias2, self.norm_eps)), approximate=self.gelu)  # (B, N, 4 * D)
-            taps['mlp'] = self.fc2(inner)
-        if 'hidden' in need:
-            taps['hidden'] = added(x, gate2, taps['mlp'])
-        return taps, taps.get('hidden')
-
-
-def normalized(x, weight, bias, eps):
-    """LayerNorm of (B, N, D) with weight and bias of (D,), or of (B, 1, D) where the images differ in their timestep."""
-    if weight is None or weight.ndim == 1:
-        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-    return F.layer_norm(x, x.shape[-1:], eps=eps) * weight + bias
-
-
-def added(x, gate, branch):
-    """The residual stream with a branch added through its gate, in one pass over memory."""
-    return x + branch if gate is None else torch.addcmul(x, gate, branch)
-
-
-class FoldedDiT(nn.Module):
-    """A DiT at fixed timesteps: a family that knows these timesteps and taps alone. Made by ``fold``.
-
-    Args:
-        config (FrozenDict): Of the ``DiTTransformer2DModel``.
-        timesteps (Sequence[int]): The linear layers are shared; each timestep has its own LayerNorms and LayerScales.
-        taps (Sequence[tuple[int, str]]): As ``taps.resolve`` returns them. Decide what is kept.
-        into (str): 'norm' or 'linear', see ``fold``.
-        pos_scale (str): As ``DiT.pos_scale``.
-
-    Raises:
-        ValueError: Something here that cannot be folded.
-    """
-
-    def __init__(self, config, timesteps, taps, *, into='norm', pos_scale='interpolate'):
-        super().__init__()
-        self.config, self.timesteps, self.into, self.pos_scale = config, tuple(timesteps), into, pos_scale
-        self.depth = config.num_layers  # of the DiT, so that a block keeps its number
-        self.width = config.num_attention_heads * config.attention_head_dim
-        self.patch_size, self.in_channels = config.patch_size, config.in_channels
-        if into not in ('norm', 'linear'):
-            raise ValueError(f"into is 'norm' or 'linear', not {into!r}")
-        if not self.timesteps or len(set(self.timesteps)) < len(self.timesteps):
-            raise ValueError(f'fold takes one or several different timesteps, not {list(timesteps)}')
-        if into == 'linear' and len(self.timesteps) > 1:
-            raise ValueError("into='linear' makes linear layers for one timestep alone: fold several with into='norm'")
-        if config.activation_fn not in GELU or config.norm_elementwise_affine:
-            raise ValueError(f'a DiT with activation_fn={config.activation_fn!r} and norm_elementwise_affine='
-                             f'{config.norm_elementwise_affine} cannot be folded: run it unfolded')
-        self.last = taps[-1][0]
-        self.patch = nn.Conv2d(self.in_channels, self.width, self.patch_size, self.patch_size)
-        needs = [{'hidden'}] * self.last + [{name for block, name in taps if block == self.last}]
-        self.blocks = nn.ModuleList(FoldedBlock(config, need, sets=len(self.timesteps), affine=into == 'norm') for need in needs)
-        self.check(taps)
-
-    def check(self, taps):
-        """Raises ValueError where a tap (block, name) was folded away."""
-        for block, name in taps:
-            if self.into == 'linear' and name not in EVERYWHERE:
-                raise ValueError(f"the tap {name!r} is gone when shift, scale and gate are in the linear layers: take one of "
-                                 f"{', '.join(EVERYWHERE)}, or fold with into='norm'")
-            if block > self.last or block == self.last and not self._has(name):
-                raise ValueError(f'the tap {(block, name)} was folded away: this DiT was folded up to '
-                                 f'{sorted(self.blocks[-1].need)} of block {self.last}. Fold with all taps that are wanted')
-
-    def _has(self, name):
-        """Whether the last block computes this tap."""
-        last = self.blocks[-1]
-        return {'modulated': True, 'attn': last.proj is not None, 'mlp': last.fc2 is not None,
-                'hidden': 'hidden' in last.need}.get(name, name in last.projections)
-
-    def embed(self, latent):
-        return embed_patches(self.patch, latent, self.config.sample_size // self.patch_size, self.pos_scale)
-
-    def condition(self, places, blocks):
-        """The constants of the first blocks at timesteps given by their places in ``timesteps``: one for all images or a list of
-        one per image, whose constants are then (B, 1, D)."""
-        chosen = [block.modulation for block in self.blocks[:blocks]]
-        if len(places) == 1:
-            return [sets[places[0]].constants() for sets in chosen]
-        return [tuple(None if values[0] is None else torch.stack(values)[places][:, None]
-                      for values in zip(*(one.constants() for one in sets), strict=True)) for sets in chosen]
-
-    def block(self, index, state, condition, need):
-        return self.blocks[index](state, condition[index], need)
+from .families.dit import DiT
+from .families.folded_dit import FoldedDiT
 
 
 def foldable(family):
@@ -186,8 +45,8 @@ def fold(family, process, timesteps, taps, *, into='norm'):
     conditions = family.condition(times, folded.last + 1)
     for index, block in enumerate(folded.blocks):
         constants = [value[:, 0].expand(len(times), -1) for value in conditions[index]]  # six (T, D)
-        layers = _layers(model.transformer_blocks[index], block.projections)
-        part = _into_linear(layers, constants) if into == 'linear' else {**_into_norm(constants), **layers}
+        layers = _layers(model.transformer_blocks[index], block.rows)
+        part = _into_linear(layers, constants, block.rows) if into == 'linear' else {**_into_norm(constants), **layers}
         state.update({f'blocks.{index}.{name}': value for name, value in part.items()})
     # Of ``state`` what the taps need. A copy, since the DiT may go on being used.
     folded.load_state_dict({name: state[name].clone() for name in folded.state_dict()}, assign=True)
@@ -212,16 +71,48 @@ def unfolded(config, state):
     return family
 
 
-def _layers(block, projections):
-    """The linear layers of diffusers' block under our names."""
+def is_folded(state):
+    """Whether a family's ``state_dict`` is that of a FoldedDiT."""
+    return 'patch.weight' in state
+
+
+def folded_state(state, config, process, timesteps, taps):
+    """The weights of a FoldedDiT at these timesteps and for these taps, from the stored ones of a DiT, folded or not.
+
+    Args:
+        state (dict[str, Tensor]): What a family's ``state_dict`` gave. One that is folded must be so at these timesteps.
+        config (FrozenDict): Of the ``DiTTransformer2DModel``.
+
+    Raises:
+        ValueError: It was folded for other taps, or is of a DiT of another size.
+        RuntimeError: It is not folded, and its keys or shapes are not those of the config.
+    """
+    if not is_folded(state):
+        return fold(unfolded(config, state), process, timesteps, taps).state_dict()
+    wanted = blank(config, timesteps, taps).state_dict()
+    for name, value in wanted.items():
+        if name not in state or state[name].shape != value.shape:
+            found = tuple(state[name].shape) if name in state else 'absent'
+            raise ValueError(f'the stored DiT was folded for other taps than {list(taps)}, or is of another size: {name} should '
+                             f'be {tuple(value.shape)} and is {found}')
+    return {name: state[name] for name in wanted}
+
+
+def same_trunk(state, other):
+    """Whether two folded states agree in all that does not depend on the timestep."""
+    return all(torch.equal(value, state[name].to(value)) for name, value in other.items() if '.modulation.' not in name)
+
+
+def _layers(block, rows):
+    """The linear layers of diffusers' block under our names; ``rows`` is 'qkv' or the part of it that is wanted."""
     attention = block.attn1
-    qkv = [dict(query=attention.to_q, key=attention.to_k, value=attention.to_v)[name] for name in projections]
+    qkv = [dict(q=attention.to_q, k=attention.to_k, v=attention.to_v)[letter] for letter in rows]
     layers = dict(proj=attention.to_out[0], fc1=block.ff.net[0].proj, fc2=block.ff.net[2])
     state = {f'{name}.{kind}': getattr(layer, kind) for name, layer in layers.items() for kind in ('weight', 'bias')}
     if qkv:
-        state['qkv.weight'] = torch.cat([layer.weight for layer in qkv])  # (3 * D, D)
+        state[f'{rows}.weight'] = torch.cat([layer.weight for layer in qkv])  # (3 * D, D)
         if qkv[0].bias is not None:
-            state['qkv.bias'] = torch.cat([layer.bias for layer in qkv])  # (3 * D,)
+            state[f'{rows}.bias'] = torch.cat([layer.bias for layer in qkv])  # (3 * D,)
     return state
 
 
@@ -235,11 +126,11 @@ def _into_norm(constants):
     return state
 
 
-def _into_linear(layers, constants):
+def _into_linear(layers, constants, rows):
     """W (n * (1 + scale) + shift) + b = (W * (1 + scale)) n + (W shift + b), and gate * (W x + b) = (gate * W) x + gate * b."""
     state = dict(layers)
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (value[0] for value in constants)  # each (D,)
-    for name, before, factor in (('qkv', shift, scale), ('fc1', mlp_shift, mlp_scale)):
+    for name, before, factor in ((rows, shift, scale), ('fc1', mlp_shift, mlp_scale)):
         if f'{name}.weight' in layers:
             weight = layers[f'{name}.weight']
             state[f'{name}.weight'] = weight * (1 + factor)

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from mmaselect.extract import TAPS, fold
-from mmaselect.extract.fold import EVERYWHERE, blank, unfolded
+from mmaselect.extract.families.folded_dit import EVERYWHERE
+from mmaselect.extract.fold import blank, folded_state, is_folded, same_trunk, unfolded
 from mmaselect.extract.noise import seeded_noise
 
 DEPTH = tiny.DIT['num_layers']
@@ -117,18 +118,18 @@ def test_other_timesteps_are_refused(t):
 # What is left out
 
 
-@pytest.mark.parametrize('tap, rows, layers', [
-    ('modulated', 0, set()), ('key', 1, set()), ('attn', 3, {'proj'}), ('mlp', 3, {'proj', 'fc1', 'fc2'}),
-    ('hidden', 3, {'proj', 'fc1', 'fc2'})])
-def test_only_what_the_tap_needs_is_kept(tap, rows, layers):
-    _, folded = both([(1, tap)], [40])
+@pytest.mark.parametrize('taps, layers', [
+    ('modulated', set()), ('key', {'k'}), (('query', 'value'), {'qv'}), ('attn', {'qkv', 'proj'}),
+    ('mlp', {'qkv', 'proj', 'fc1', 'fc2'}), ('hidden', {'qkv', 'proj', 'fc1', 'fc2'})])
+def test_only_what_the_taps_need_is_kept(taps, layers):
+    taps = [taps] if isinstance(taps, str) else taps
+    _, folded = both([(1, tap) for tap in taps], [40])
     state = folded.family.state_dict()
-    kept = {key.split('.')[2] for key in state if key.startswith('blocks.1.')} - {'modulation'}
-    assert kept == layers | ({'qkv'} if rows else set())
-    assert not rows or len(state['blocks.1.qkv.weight']) == rows * 16
+    assert {key.split('.')[2] for key in state if key.startswith('blocks.1.')} - {'modulation'} == layers
+    assert all(len(state[f'blocks.1.{name}.weight']) == 16 * len(name) for name in layers if set(name) <= set('qkv'))
     assert not [key for key in state if key.startswith('blocks.2')]
     assert [key for key in state if 'blocks.1.modulation.0.gate2' in key] == (
-        ['blocks.1.modulation.0.gate2'] if tap == 'hidden' else [])
+        ['blocks.1.modulation.0.gate2'] if taps == ['hidden'] else [])
     # Everything that is left is used.
     folded.requires_grad_(True)
     assert len(folded.used_parameters()) == len(list(folded.family.parameters()))
@@ -232,3 +233,33 @@ def test_a_stored_dit_can_be_folded_again():
     del state['model.pos_embed.proj.bias']
     with pytest.raises(RuntimeError, match='pos_embed.proj.bias'):
         unfolded(whole.family.config, state)
+
+
+def stored(taps, timesteps=(500,)):
+    """Config, process and the weights of a DiT, whole and folded."""
+    whole, folded = both(taps, timesteps)
+    return whole.family.config, whole.process, whole.family.state_dict(), folded.family.state_dict()
+
+
+def test_a_state_is_folded_once():
+    config, process, whole, folded = stored([(2, 'query')])
+    assert is_folded(folded) and not is_folded(whole)
+    for state in (whole, folded):
+        found = folded_state(state, config, process, [500], ((2, 'query'),))
+        assert found.keys() == folded.keys() and all(torch.equal(found[key], folded[key]) for key in folded)
+    fewer = folded_state(stored([(0, 'mlp'), (2, 'attn')])[3], config, process, [500], ((1, 'mlp'),))
+    assert fewer.keys() == stored([(1, 'mlp')])[3].keys()
+
+
+@pytest.mark.parametrize('tap', [(2, 'key'), (2, 'attn'), (3, 'query')])
+def test_a_state_that_was_folded_for_other_taps_is_refused(tap):
+    config, process, _, folded = stored([(2, 'query')])
+    with pytest.raises(ValueError, match='folded for other taps.*and is absent'):
+        folded_state(folded, config, process, [500], (tap,))
+
+
+def test_states_of_one_dit_have_one_trunk():
+    first, second, other = (stored([(1, 'mlp')], [t])[3] for t in (500, 40, 40))
+    assert same_trunk(first, second) and not all(torch.equal(first[key], second[key]) for key in first)
+    other['blocks.1.fc2.weight'][0, 0] += 1e-9
+    assert not same_trunk(first, other)

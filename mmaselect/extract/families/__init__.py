@@ -22,7 +22,7 @@ A family that is conditioned on text has a null condition too, the empty prompt:
 - ``null_tokens``: how many tokens the empty prompt has;
 - ``encode_null(pipeline, device)``: these tensors, made by diffusers' pipeline. The family finds them in ``self.null_<name>``.
 
-``fold.FoldedDiT`` is a family too, but for a fixed set of ``timesteps``: its ``condition`` takes their places in that set.
+``folded_dit.FoldedDiT`` is a family too, but for a fixed set of ``timesteps``: its ``condition`` takes their places in that set.
 """
 import importlib
 import pkgutil
