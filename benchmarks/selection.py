@@ -126,6 +126,7 @@ def from_config(path, checkpoint, images, test):
     if any(labels is None for _, labels in parts) or len({part.shape[1:] for part, _ in parts}) > 1:
         raise SystemExit('the exhaustive search needs labels, and images of one size: set image_size of the neck')
     x, y = torch.cat([part for part, _ in parts]), torch.cat([labels.cpu() for _, labels in parts])
+    backbone.unfold()
     backbone.extractor.set_taps(neck.tap_candidates or hook.default_taps(backbone))
     test = min(test, len(x) // 3)
     return tasks.Task(Path(path).stem, str(checkpoint or path), 'training images', backbone.extractor.eval(),

@@ -47,6 +47,7 @@ class FeatureExtractor(nn.Module):
             self.family.pos_scale = pos_scale
         self.encoder = LatentEncoder(parts.vae, patch_size=self.family.patch_size, channels=self.family.in_channels)
         self.process: NoiseProcess = parts.process
+        self._walk = walk
         self.set_taps(taps)
 
     @classmethod
@@ -84,6 +85,13 @@ class FeatureExtractor(nn.Module):
         self._checked(timesteps)
         self.family = fold(self.family, self.process, timesteps, self.taps, into=into)
         return self
+
+    def compile(self, **options):
+        """Compiles the blocks by ``torch.compile`` with these options; nn.Module's own method would take in the VAE too.
+
+        Names of parameters stay as they are, and copies of the extractor share what was compiled.
+        """
+        self._walk = torch.compile(walk, **options)
 
     def _checked(self, t):
         """Timesteps as a tensor (T,) of integers on the CPU."""
@@ -160,7 +168,7 @@ class FeatureExtractor(nn.Module):
         state = self.family.embed(noisy.to(next(self.family.parameters()).dtype))
         condition = self._condition(t, self.taps[-1][0] + 1, latent.device)
         grid = [side // self.family.patch_size for side in latent.shape[-2:]]
-        tokens = walk(self.family, state, condition, self.taps)  # per tap (B, N, D)
+        tokens = self._walk(self.family, state, condition, self.taps)  # per tap (B, N, D)
         return tuple(one.transpose(1, 2).unflatten(2, grid) for one in tokens)  # (B, D, h, w)
 
     def _condition(self, t, blocks, device):

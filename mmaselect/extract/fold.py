@@ -76,26 +76,31 @@ def is_folded(state):
     return 'patch.weight' in state
 
 
-def folded_state(state, config, process, timesteps, taps):
-    """The weights of a FoldedDiT at these timesteps and for these taps, from the stored ones of a DiT, folded or not.
+def restored(state, config, process, timesteps, taps, *, pos_scale='interpolate'):
+    """The FoldedDiT at these timesteps and for these taps from the stored weights of a DiT, folded or not.
 
     Args:
-        state (dict[str, Tensor]): What a family's ``state_dict`` gave. One that is folded must be so at these timesteps.
+        state (dict[str, Tensor]): What a family's ``state_dict`` gave; copied. One that is folded must be so at these timesteps.
         config (FrozenDict): Of the ``DiTTransformer2DModel``.
+        pos_scale (str): As ``DiT.pos_scale``.
 
     Raises:
         ValueError: It was folded for other taps, or is of a DiT of another size.
         RuntimeError: It is not folded, and its keys or shapes are not those of the config.
     """
     if not is_folded(state):
-        return fold(unfolded(config, state), process, timesteps, taps).state_dict()
-    wanted = blank(config, timesteps, taps).state_dict()
+        family = unfolded(config, state)
+        family.pos_scale = pos_scale
+        return fold(family, process, timesteps, taps)
+    folded = blank(config, timesteps, taps, pos_scale=pos_scale)
+    wanted = folded.state_dict()
     for name, value in wanted.items():
         if name not in state or state[name].shape != value.shape:
             found = tuple(state[name].shape) if name in state else 'absent'
             raise ValueError(f'the stored DiT was folded for other taps than {list(taps)}, or is of another size: {name} should '
                              f'be {tuple(value.shape)} and is {found}')
-    return {name: state[name] for name in wanted}
+    folded.load_state_dict({name: state[name].clone() for name in wanted}, assign=True)
+    return folded
 
 
 def same_trunk(state, other):

@@ -33,6 +33,12 @@ class LatentEncoder(nn.Module):
         self.token_stride = self.stride * patch_size  # image pixels per token
         self._warned = False
 
+    def drop_decoder(self):
+        """Frees the half of the VAE that makes images of latents, which features do not need."""
+        for part in ('decoder', 'post_quant_conv'):
+            if hasattr(self.vae, part):
+                delattr(self.vae, part)
+
     def train(self, mode=True):
         return super().train(False)
 
@@ -65,12 +71,15 @@ class LatentEncoder(nn.Module):
             images = F.pad(images, pad, mode='replicate')  # (B, 3, h * token_stride, w * token_stride)
         if self.vae is None:
             return images
-        config = self.vae.config
         chunk = max(1, CHUNK_PIXELS // (images.shape[-2] * images.shape[-1]))  # images at a time
         # Not under AMP: Stable Diffusion's VAEs overflow in float16.
         with torch.autocast(images.device.type, enabled=False):
-            latent = torch.cat([self.vae.encode(part.to(self.vae.dtype)).latent_dist.mode()
-                                for part in images.split(chunk)])  # (B, C, H/stride, W/stride)
+            return torch.cat([self.encode(part) for part in images.split(chunk)])  # (B, C, H/stride, W/stride)
+
+    def encode(self, images):
+        """Latents of images that need no padding, all at once."""
+        config = self.vae.config
+        latent = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode()  # (B, C, H/stride, W/stride)
         return (latent - (getattr(config, 'shift_factor', None) or 0)) * config.scaling_factor
 
     def _check_range(self, images):

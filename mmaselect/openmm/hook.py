@@ -62,6 +62,11 @@ def choosing_taps(backbone, neck):
         backbone.extractor.set_taps(before)
 
 
+def averages(runner):
+    """The averaged models of EMAHooks, which are copies of the model that were made before weights were loaded."""
+    return [hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model')]
+
+
 @HOOKS.register_module()
 class AutoTimestepHook(Hook):
     """Chooses the timestep of a DiTBackbone by the policy of the model's AutoTimestepNeck.
@@ -71,7 +76,8 @@ class AutoTimestepHook(Hook):
     the same choice, which is logged, written to the work dir as timestep_selection.json and .png, and sent to the Visualizer.
 
     Args:
-        reselect (bool): Whether to choose anew once per run although a choice is there.
+        reselect (bool): Whether to choose anew once per run although a choice is there. Of a DiT that is folded, this takes
+            frozen weights of ``backbone.pretrained``, or ``backbone.fold=False``.
     """
     priority = 'VERY_HIGH'
 
@@ -80,6 +86,9 @@ class AutoTimestepHook(Hook):
 
     def before_train(self, runner):
         self.select(runner)
+        for average in averages(runner):  # each lists what it averages when it is made, and folding replaces parameters
+            module = average.module
+            average.avg_parameters = module.state_dict() if average.update_buffers else dict(module.named_parameters())
 
     def before_val(self, runner):
         self.select(runner)
@@ -94,7 +103,7 @@ class AutoTimestepHook(Hook):
             SelectionResult | None: None where the choice was already made.
 
         Raises:
-            ValueError: The model has no DiTBackbone, or needs a choice and has no AutoTimestepNeck.
+            ValueError: The model has no DiTBackbone, needs a choice and has no AutoTimestepNeck, or cannot be unfolded.
         """
         model = unwrap(runner.model)
         backbone, neck = find(model, DiTBackbone), find(model, AutoTimestepNeck)
@@ -111,12 +120,11 @@ class AutoTimestepHook(Hook):
         if neck.policy['num_timesteps'] != backbone.num_timesteps:
             raise ValueError(f"the neck chooses {neck.policy['num_timesteps']} timesteps and the backbone is set up for "
                              f'{backbone.num_timesteps}: set backbone.num_timesteps and neck.timesteps to the same number')
+        backbone.unfold()
         images = images_of(runner.cfg, model, neck, neck.num_images)
         with choosing_taps(backbone, neck):
             result = sweep(backbone.extractor, images, progress=True, **neck.policy)
-        # EMAHook has copied the model by now, and may evaluate with the copy's buffers.
-        copies = [hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model')]
-        for chosen in (backbone, *(find(copy, DiTBackbone) for copy in copies)):
+        for chosen in (backbone, *(find(copy, DiTBackbone) for copy in averages(runner))):
             chosen.select(result.timesteps, result.tap)
         self.reselect = False
         runner.logger.info('%s\n%s', result.summary(), result.table())

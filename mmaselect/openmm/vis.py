@@ -77,7 +77,8 @@ def load_scene(args):
 
     Raises:
         FileNotFoundError: There is no such config, checkpoint or image.
-        ValueError: The config has no DiTBackbone or no images, or the blocks do not exist.
+        ValueError: The config has no DiTBackbone or no images, the blocks do not exist, or the DiT is folded at its timestep,
+            is to be drawn at others and cannot be unfolded.
         CheckpointError: The checkpoint cannot be used.
     """
     cfg = launch.load_config(args)
@@ -92,6 +93,8 @@ def load_scene(args):
         raise ValueError(f'{args.config} has no DiTBackbone, whose features these are')
     if args.checkpoint:
         load_checkpoint(model, args.checkpoint, map_location='cpu')
+    if not args.timesteps or set(args.timesteps) - set(backbone.timesteps):
+        backbone.unfold()  # to be drawn at others than its own
     blocks = list(dict.fromkeys(block for block, _ in backbone.extractor.taps)) if args.blocks is None else args.blocks
     depth = backbone.extractor.family.depth
     blocks = sorted({block % depth if -depth <= block < depth else block for block in blocks})

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mmaselect.extract import TAPS, fold
 from mmaselect.extract.families.folded_dit import EVERYWHERE
-from mmaselect.extract.fold import blank, folded_state, is_folded, same_trunk, unfolded
+from mmaselect.extract.fold import blank, is_folded, restored, same_trunk, unfolded
 from mmaselect.extract.noise import seeded_noise
 
 DEPTH = tiny.DIT['num_layers']
@@ -245,17 +245,17 @@ def test_a_state_is_folded_once():
     config, process, whole, folded = stored([(2, 'query')])
     assert is_folded(folded) and not is_folded(whole)
     for state in (whole, folded):
-        found = folded_state(state, config, process, [500], ((2, 'query'),))
+        found = restored(state, config, process, [500], ((2, 'query'),)).state_dict()
         assert found.keys() == folded.keys() and all(torch.equal(found[key], folded[key]) for key in folded)
-    fewer = folded_state(stored([(0, 'mlp'), (2, 'attn')])[3], config, process, [500], ((1, 'mlp'),))
-    assert fewer.keys() == stored([(1, 'mlp')])[3].keys()
+    fewer = restored(stored([(0, 'mlp'), (2, 'attn')])[3], config, process, [500], ((1, 'mlp'),))
+    assert fewer.state_dict().keys() == stored([(1, 'mlp')])[3].keys()
 
 
 @pytest.mark.parametrize('tap', [(2, 'key'), (2, 'attn'), (3, 'query')])
 def test_a_state_that_was_folded_for_other_taps_is_refused(tap):
     config, process, _, folded = stored([(2, 'query')])
     with pytest.raises(ValueError, match='folded for other taps.*and is absent'):
-        folded_state(folded, config, process, [500], (tap,))
+        restored(folded, config, process, [500], (tap,))
 
 
 def test_states_of_one_dit_have_one_trunk():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import runs
 import torch
+from diffusers import DDIMScheduler, DiTPipeline
 from mmengine.config import ConfigDict
 from PIL import Image
 
@@ -148,14 +149,32 @@ def test_a_fresh_model_is_swept_before_it_is_evaluated(loop, data, tmp_path, eve
     assert runner.model.backbone.chosen in (40, 150, 600) and events == ['sweep', 'forward']
 
 
-def test_reselect_chooses_anew_once(trained, data, tmp_path, events):
-    runner = runs.runner(SEG, data, tmp_path, {
-        'load_from': str(trained.checkpoint), 'custom_hooks.0.reselect': True, 'train_cfg.val_interval': 1,
-        'model.neck.candidates': [7, 8]})
+def reselect(checkpoint, **changes):
+    return {'load_from': str(checkpoint), 'custom_hooks.0.reselect': True, 'model.neck.candidates': [7, 8], **changes}
+
+
+@pytest.mark.parametrize('fold', [True, False])
+def test_reselect_chooses_anew_once(fold, data, tmp_path, events):
+    """A folded DiT is loaded again for it, which takes weights that are to be had; one that is not folded is swept as it is."""
+    extractor = runs.tiny.extractor()
+    DiTPipeline(extractor.family.model, extractor.encoder.vae, DDIMScheduler()).save_pretrained(tmp_path / 'dit')
+    changes = {'model.backbone.arch': None, 'model.backbone.pretrained': str(tmp_path / 'dit'), 'model.backbone.fold': fold}
+    runs.runner(SEG, data, tmp_path / 'first', changes).train()
+    events.clear()
+    checkpoint = tmp_path / 'first' / 'iter_2.pth'
+    changes |= reselect(checkpoint, **{'train_cfg.val_interval': 1})
+    runner = runs.runner(SEG, data, tmp_path / 'second', changes)
     runner.train()
     assert events == ['sweep'] + ['forward'] * 4  # train, val, train, val
     assert runner.model.backbone.chosen in (7, 8)
-    assert int(read(tmp_path / 'iter_2.pth')['state_dict']['backbone.timestep']) in (7, 8)
+    assert runner.model.backbone.extractor.timesteps == ((runner.model.backbone.chosen,) if fold else None)
+    assert int(read(tmp_path / 'second' / 'iter_2.pth')['state_dict']['backbone.timestep']) in (7, 8)
+
+
+def test_reselect_refuses_a_folded_dit_whose_weights_are_lost(trained, data, tmp_path):
+    runner = runs.runner(SEG, data, tmp_path, reselect(trained.checkpoint))
+    with pytest.raises(ValueError, match='cannot run at another, since its weights.*set backbone.fold=False'):
+        runner.train()
 
 
 # Wrapped models

@@ -15,7 +15,7 @@ FIXED = {'model.backbone.timestep': [40, 600], 'model.neck.timesteps': 2, 'model
 def checkpoint(data, tmp_path_factory):
     """A model whose residual stream has a massive channel 5 from block 1 on, and channel 9 from block 3 on."""
     folder = tmp_path_factory.mktemp('model')
-    model = runs.runner(SEG, data, folder, FIXED).model
+    model = runs.runner(SEG, data, folder, {**FIXED, 'model.backbone.fold': False}).model
     blocks = model.backbone.extractor.family.model.transformer_blocks
     with torch.no_grad():
         for block, channel, size in ((1, 5, 1e5), (3, 9, 1e6)):

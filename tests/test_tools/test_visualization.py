@@ -23,12 +23,13 @@ from mmaselect.selection import SelectionResult
 
 TOOLS = runs.ROOT / 'tools' / 'visualization'
 SEG, CLS = 'aselect_fashion_scenes', 'aselect_cub'
+FOLDED = ['--cfg-options', 'model.backbone.timestep=40', 'model.backbone.fold=True']
 
 
 def trained(name, data, folder):
     """A short run as a user would have it: its work dir, its config as a file, its last checkpoint and an image of its data."""
     runs.run_here(runs.ROOT / 'tools' / 'train.py', runs.CONFIGS[name], '--work-dir', folder,
-                  *runs.words(runs.options(name, data)))
+                  *runs.words({**runs.options(name, data), 'model.backbone.fold': False}))
     images = data / name.partition('_')[2] / ('img_dir/val' if name == SEG else 'images')
     return SimpleNamespace(folder=folder, config=folder / f'dit_{name}.py', image=sorted(images.rglob('*.??g'))[0],
                            checkpoint=folder / ('iter_2.pth' if name == SEG else 'epoch_1.pth'))
@@ -68,6 +69,13 @@ def test_features_of_a_file(classifier, tmp_path):
     assert width > 4 * height  # an image and six timesteps, one block
 
 
+def test_features_of_a_folded_dit(segmentor, tmp_path):
+    """At its own timestep alone, where its weights are not to be had again."""
+    runs.run_here(TOOLS / 'vis_features.py', segmentor.config, '--images', 1, '--timesteps', 40, '--out', tmp_path / 'one.png',
+                  *FOLDED)
+    assert pixels(tmp_path / 'one.png').std() > 0
+
+
 def test_timesteps(segmentor):
     """By default the candidates of the work dir's selection, a row each, the chosen one in red."""
     runs.run_here(TOOLS / 'vis_timesteps.py', segmentor.config, segmentor.checkpoint, '--images', 1, '--blocks', 1,
@@ -86,7 +94,7 @@ def test_timesteps(segmentor):
 @pytest.mark.parametrize(('options', 'message'), [
     (['--blocks', '9'], 'block 9 is out of range'), (['--timesteps', '1000'], r'timesteps are integers in \[0, 999\]'),
     (['--image', 'nothing.png'], 'there is no image nothing.png'), (['--images', '0'], 'show at least one'),
-    (['nothing.pth'], 'nothing.pth')])
+    (['nothing.pth'], 'nothing.pth'), ([*FOLDED, '--timesteps', '40', '50'], 'folded at its timestep and cannot run at another')])
 def test_what_cannot_be_drawn_is_refused(segmentor, options, message, capsys):
     with pytest.raises(SystemExit) as stop:
         runs.run_here(TOOLS / 'vis_features.py', segmentor.config, *options)
