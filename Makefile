@@ -54,7 +54,7 @@ $(INSTALLED): setup.py
 		{ echo '$(PYTHON) cannot make environments, as it lacks ensurepip: on Debian, apt-get install python3-venv'; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(TORCH)
-	$(BIN)/pip install -e '.[onedl,dev]'
+	$(BIN)/pip install -e '.[onedl,dev,export]'
 	$(BIN)/pip install --no-deps 'grad-cam<1.5' ttach
 	$(BIN)/python -c 'import cv2' || { $(BIN)/pip uninstall -y opencv-python && $(BIN)/pip install opencv-python-headless; }
 	touch $@

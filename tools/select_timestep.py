@@ -21,6 +21,9 @@ def main():
         if args.checkpoint:
             launch.check_checkpoint(args.checkpoint)
         cfg.load_from, cfg.resume = args.checkpoint, False
+        for node in launch.nodes(cfg.model):
+            if launch.type_name(node) == 'DiTBackbone':
+                node['fold'] = False  # the sweep needs it whole, also where a checkpoint brings a choice
         launch.prepare(cfg)
     except (OSError, ValueError, CheckpointError) as error:
         parser.error(str(error))

@@ -105,7 +105,8 @@ def restored(state, config, process, timesteps, taps, *, pos_scale='interpolate'
 
 def same_trunk(state, other):
     """Whether two folded states agree in all that does not depend on the timestep."""
-    return all(torch.equal(value, state[name].to(value)) for name, value in other.items() if '.modulation.' not in name)
+    return state.keys() == other.keys() and all(
+        torch.equal(value, state[name].to(value)) for name, value in other.items() if '.modulation.' not in name)
 
 
 def _layers(block, rows):

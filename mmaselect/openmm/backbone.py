@@ -183,7 +183,7 @@ class DiTBackbone(BaseModule):
             ours.load_state_dict(folded.state_dict())
             ours.timesteps = folded.timesteps
         else:
-            ours = folded.requires_grad_(not self.frozen)
+            ours = folded.requires_grad_(not self.frozen).train(before.training)
         self.extractor.family = ours
         if ours is not before:
             for parameter in before.parameters():  # an optimizer that was given frozen parameters would keep their memory
@@ -232,8 +232,8 @@ class DiTBackbone(BaseModule):
         """
         folded = is_folded(state)
         if folded and (not self.folds or not stored):
-            raise ValueError('the checkpoint has a DiT that was folded at its timestep, which cannot be undone: leave '
-                             'backbone.fold at True')
+            raise ValueError(f'the checkpoint has a DiT that was folded at timestep {_listed(stored) or "unknown"}, which cannot '
+                             'be undone: it runs at that timestep alone, with backbone.fold=True')
         if not self.folds:
             return
         if not self.timesteps:

@@ -139,6 +139,7 @@ def test_a_checkpoint_loads_folded(stored, frozen, timestep, load, checkpoint):
     else:
         load_state_dict(model, state, strict=True)
     assert is_folded(model) and model.chosen == 50
+    assert frozen != any(m.training for m in model.extractor.modules())
     assert_same(model, source)
     assert {id(p) for p in model.parameters() if p.requires_grad} == trained
     before = [value.clone() for value in source.state_dict().values()]
@@ -183,7 +184,7 @@ def test_a_trained_checkpoint_cannot_run_at_another_timestep():
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(fold=False), 'leave backbone.fold at True'), (dict(taps=[(1, 'key'), (2, 'hidden')], timestep=50), None),
+    (dict(fold=False), 'with backbone.fold=True'), (dict(taps=[(1, 'key'), (2, 'hidden')], timestep=50), None),
     (dict(taps=[(3, 'hidden')]), 'folded for other taps'), (dict(taps=[(1, 'key')]), 'folded for other taps')])
 def test_a_folded_checkpoint_is_refused_where_it_does_not_fit(options, message):
     model, state = backbone(**options), backbone(timestep=50).state_dict()

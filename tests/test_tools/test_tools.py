@@ -164,11 +164,12 @@ def test_selection_alone_makes_the_choice_of_training(segmentation, data, tmp_pa
 
 def test_selection_looks_at_a_checkpoint(segmentation, data, tmp_path):
     """One with other weights of the DiT chooses by those, and anew although it carries a choice."""
-    checkpoint = load(segmentation[0] / 'iter_2.pth')
-    for name, value in checkpoint['state_dict'].items():
+    state = runs.runner(SEG, data, tmp_path, {'model.backbone.fold': False}).model.state_dict()
+    for name, value in state.items():
         if 'proj.weight' in name:
             value.mul_(1.5)
-    torch.save(dict(state_dict=checkpoint['state_dict']), tmp_path / 'other.pth')
+    state['backbone.timestep'].fill_(40)
+    torch.save(dict(state_dict=state), tmp_path / 'other.pth')
     runs.run_here(SELECT, runs.CONFIGS[SEG], '--work-dir', tmp_path, '--checkpoint', tmp_path / 'other.pth', *words(SEG, data))
     own = SelectionResult.load(tmp_path / 'timestep_selection.json').candidates
     assert own != SelectionResult.load(segmentation[0] / 'timestep_selection.json').candidates
@@ -179,10 +180,12 @@ def test_selection_looks_at_a_checkpoint(segmentation, data, tmp_path):
 
 @job
 def distributed(data, folder):
-    """A run of two ranks, and its continuation by other candidates, which a second sweep could not ignore."""
+    """A fine-tuning by two ranks, and its continuation by other candidates, which a second sweep could not ignore."""
     config, outputs, logs = runs.spied(SEG, folder), [], []
-    longer = words(SEG, data, train_cfg__max_iters=4, train_cfg__val_interval=4, model__neck__candidates=[7, 8])
-    for name, options in (('first', words(SEG, data)), ('second', ['--resume', *longer])):
+    first = words(SEG, data, model__backbone__frozen=False)
+    longer = words(SEG, data, model__backbone__frozen=False, train_cfg__max_iters=4, train_cfg__val_interval=4,
+                   model__neck__candidates=[7, 8])
+    for name, options in (('first', first), ('second', ['--resume', *longer])):
         (folder / name).mkdir()
         outputs.append(runs.run('bash', TOOLS / 'dist_train.sh', config, 2, '--work-dir', folder / 'run', *options,
                                 SPY_LOG=str(folder / name)))
@@ -203,6 +206,13 @@ def test_two_ranks_share_the_sweep_and_agree(distributed):
         assert timesteps == {f'forward {result.timestep}': 3}  # two iterations and a batch of validation
     assert re.search(r'last evaluation: .*mIoU', distributed.outputs[0])
     assert distributed.outputs[0].count('selected timestep') == 1  # one rank reports
+
+
+def test_two_ranks_train_what_was_folded_at_the_choice(distributed):
+    states = [load(distributed.work_dir / f'iter_{k}.pth')['state_dict'] for k in (2, 4)]
+    family = [key for key in states[0] if key.startswith('backbone.extractor.family.')]
+    assert states[0].keys() == states[1].keys() and not any('transformer_blocks' in key for key in family)
+    assert not any(torch.equal(states[0][key], states[1][key]) for key in family)
 
 
 def test_two_ranks_resume_without_a_second_sweep(distributed):
