@@ -47,26 +47,45 @@ class FoldedBlock(nn.Module):
         self.fc2 = nn.Linear(4 * width, width) if mlp else None
 
     def forward(self, x, constants, need):
-        """Tokens (B, N, D) -> (taps, tokens or None), as a family's ``block``."""
+        """Tokens (B, N, D) -> (taps, tokens or None), as a family's ``block``.
+
+        What no tap holds is let go at once: memory that is used again is in the cache, and the peak is lower.
+        """
         weight1, bias1, gate1, weight2, bias2, gate2 = constants
-        modulated = normalized(x, weight1, bias1, 1e-6)
-        taps = {'modulated': modulated}
-        if need - {'modulated'}:
-            qkv = getattr(self, self.rows)(modulated)  # (B, N, 3 * D), or as many D as the taps of the last block ask for
-            for name, part in zip(self.projections, qkv.chunk(len(self.projections), dim=-1), strict=True):
-                if name in need:
-                    taps[name] = part.contiguous()  # (B, N, D), and not a window on all three
-        if need & {'attn', 'mlp', 'hidden'}:
-            query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, D / heads)
-            mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (B, N, D)
-            taps['attn'] = self.proj(mixed)
+        taps = {}
+        branch = self._attention(normalized(x, weight1, bias1, 1e-6), need, taps)  # (B, N, D)
         if need & {'mlp', 'hidden'}:
-            x = added(x, gate1, taps['attn'])
+            x = added(x, gate1, branch)
+            del branch
             inner = F.gelu(self.fc1(normalized(x, weight2, bias2, self.norm_eps)), approximate=self.gelu)  # (B, N, 4 * D)
-            taps['mlp'] = self.fc2(inner)
+            branch = self.fc2(inner)  # (B, N, D)
+            del inner
+            if 'mlp' in need:
+                taps['mlp'] = branch
         if 'hidden' in need:
-            taps['hidden'] = added(x, gate2, taps['mlp'])
+            taps['hidden'] = added(x, gate2, branch)
         return taps, taps.get('hidden')
+
+    def _attention(self, modulated, need, taps):
+        """Adds to ``taps`` what is needed of the attention, and gives its output (B, N, D), or None where nothing needs it."""
+        if 'modulated' in need:
+            taps['modulated'] = modulated
+        if not need - {'modulated'}:
+            return None
+        qkv = getattr(self, self.rows)(modulated)  # (B, N, 3 * D), or as many D as the taps of the last block ask for
+        for name, part in zip(self.projections, qkv.chunk(len(self.projections), dim=-1), strict=True):
+            if name in need:
+                taps[name] = part.contiguous()  # (B, N, D), and not a window on all three
+        if not need & {'attn', 'mlp', 'hidden'}:
+            return None
+        query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, D / heads)
+        del modulated, qkv, part
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (B, N, D)
+        del query, key, value
+        branch = self.proj(mixed)
+        if 'attn' in need:
+            taps['attn'] = branch
+        return branch
 
 
 def normalized(x, weight, bias, eps):
