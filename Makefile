@@ -1,6 +1,7 @@
 # make demo    environment, data, then the segmentation demo: sweep, training, evaluation, pictures
 # make test    environment, then the tests
 # make lint    ruff
+# make bench   forward pass, training, sweep and growth beside their peers and limits; QUICK=--quick shows in seconds that it runs
 # make bench-selection   every score against an exhaustive search; trains two more small DiTs first; hours
 # make compare   the demo against other backbones in one table; SEEDS and COMPARED say how many times, and what
 # make mae     pretrains the ViT that the comparison's MAE rows need, where its weights are not there
@@ -22,7 +23,7 @@ COMPARED ?= configs/dit_aselect_fashion_scenes.py \
 	$(foreach name,resnet18 vit mae_frozen dit_fixed,configs/baselines/$(name)_fashion_scenes.py)
 IMAGES := data/fashion_scenes/img_dir/pretrain data/fashion_mnist/train-images-idx3-ubyte
 
-.PHONY: test demo lint bench-selection compare mae clean
+.PHONY: test demo lint bench bench-selection compare mae clean
 .DELETE_ON_ERROR:
 
 test: $(INSTALLED)
@@ -30,6 +31,12 @@ test: $(INSTALLED)
 
 demo: $(INSTALLED) $(SCENES)
 	$(BIN)/python tools/train.py configs/dit_aselect_fashion_scenes.py
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/forward.py $(QUICK)
+	$(BIN)/python benchmarks/training.py $(QUICK)
+	$(BIN)/python benchmarks/sweep.py $(QUICK)
+	$(BIN)/python benchmarks/growth.py $(QUICK)
 
 bench-selection: work_dirs/pixel_dit/loss.png work_dirs/flow_dit/loss.png
 	$(BIN)/python benchmarks/selection.py --out benchmarks/results/selection.json

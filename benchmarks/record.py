@@ -1,9 +1,11 @@
-"""What every result carries: the command, the commit and the machine that it comes from."""
+"""What every result carries: the command, the commit, the machine and the versions that it comes from."""
 import json
 import os
+import platform
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,7 +18,17 @@ ROOT = Path(__file__).parents[1]
 def head():
     """Of a run that begins now: a commit made while it lasts is not the one that is measured."""
     commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return dict(command=shlex.join(['python', *sys.argv]), commit=commit, cores=os.cpu_count(), torch=torch.__version__)
+    return dict(command=shlex.join(['python', *sys.argv]), commit=commit, machine=machine(), cores=os.cpu_count(),
+                threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__,
+                diffusers=version('diffusers'))
+
+
+def machine():
+    """The processor by name, and the GPU where there is one."""
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')][:1] or [platform.processor()]
+    return ', '.join(names + ([torch.cuda.get_device_name()] if torch.cuda.is_available() else []))
 
 
 def write(path, head, rows):
