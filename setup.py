@@ -23,8 +23,9 @@ setup(
         'onedl': ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'onedl-mmpretrain', 'ftfy', 'regex'],
         'openmmlab': ['mmengine>=0.10.7', 'mmcv==2.1.0', 'mmsegmentation==1.2.2', 'mmpretrain==1.2.0', 'ftfy', 'regex'],
         'export': ['timm', 'onnx', 'onnxscript', 'onnxruntime'],  # tools/export_vit.py; the last to run what it writes
+        'lora': ['peft'],
         'text': ['transformers', 'sentencepiece', 'protobuf'],  # for tools/encode_null_prompt.py, whose test is part of dev
         # For benchmarks/ (its digits), for mmseg's analyze_logs, for what looks at TensorBoard's files, and for the empty prompt.
-        'dev': ['pytest', 'ruff', 'scikit-learn', 'seaborn', 'tensorboard', 'transformers'],
+        'dev': ['pytest', 'ruff', 'scikit-learn', 'seaborn', 'tensorboard', 'transformers', 'peft'],
     },
 )

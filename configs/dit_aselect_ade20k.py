@@ -2,6 +2,7 @@
 pretrained = 'facebook/DiT-XL-2-512'  # hub id, or the path of a folder with transformer/, vae/ and scheduler/
 
 _base_ = [
-    '_base_/models/upernet_dit.py', '_base_/datasets/ade20k.py', '_base_/schedules/adamw_160k.py', '_base_/mmseg_runtime.py'
+    '_base_/models/upernet_dit.py', '_base_/datasets/ade20k.py',
+    '_base_/schedules/adamw_160k.py', '_base_/mmseg_runtime.py'
 ]
 model = dict(backbone=dict(pretrained=pretrained))

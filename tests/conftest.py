@@ -4,15 +4,15 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # tiny.py, runs.py
+sys.path.insert(0, str(Path(__file__).parent))  # tiny.py, runs.py, layouts.py
 torch.set_num_threads(1)  # for fixtures of a wider scope than the one below
 
 
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
-    """A folder with all tiny datasets; see runs.py."""
-    import runs
-    return runs.write_all(tmp_path_factory.mktemp('data'))
+    """A folder with all tiny datasets; see layouts.py."""
+    import layouts
+    return layouts.write_all(tmp_path_factory.mktemp('data'))
 
 
 @pytest.fixture(autouse=True)

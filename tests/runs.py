@@ -1,115 +1,41 @@
-"""Shipped configs on tiny models and images: data in the datasets' own layouts, settings that make a run last a second."""
+"""Shipped configs on tiny models and the images of layouts.py, with settings that make a run last a second."""
 import contextlib
+import copy
+import functools
 import io
 import os
 import runpy
-import struct
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
+import layouts
 import tiny
+import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.utils import ManagerMixin
-from PIL import Image
 from yapf.yapflib import yapf_api
 
 # A Runner formats its config five times, which takes longer than all else in a tiny run.
 yapf_api.FormatCode = lambda text, *_, **__: (text, True)
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = {
-    name: ROOT / 'configs' / f'dit_{name}.py'
-    for name in ('aselect_fashion_scenes', 'random_fashion_scenes', 'aselect_ade20k', 'aselect_ade20k_sd3', 'aselect_cub',
-                 'aselect_fashion_mnist', 'random_fashion_mnist')
-}
+CONFIGS = {path.stem.removeprefix('dit_'): path for path in sorted((ROOT / 'configs').glob('*.py'))}
 WIDTH = tiny.DIT['num_attention_heads'] * tiny.DIT['attention_head_dim']
-TRAIN, VAL = 6, 3  # images
+TRAIN, VAL = layouts.TRAIN, layouts.VAL  # images
 
 
-def picture(rng, height, width):
-    """A colour with some texture, (height, width, 3) uint8: images that differ, as view_consistency wants."""
-    return (rng.uniform(40, 215, 3) + rng.normal(0, 15, (height, width, 3))).clip(0, 255).astype(np.uint8)
-
-
-def save(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
-def mask(rng, height, width, labels):
-    """Four rectangles of labels, (height, width) uint8."""
-    return np.kron(rng.choice(labels, (2, 2)), np.ones((height // 2, width // 2), int)).astype(np.uint8)
-
-
-def write_fashion_scenes(root):
-    rng = np.random.default_rng(0)
-    for split, count in (('train', TRAIN), ('val', VAL)):
-        for index in range(count):
-            save(root / 'img_dir' / split / f'{index:06d}.png', picture(rng, 32, 32))
-            save(root / 'ann_dir' / split / f'{index:06d}.png', mask(rng, 32, 32, np.arange(11)))
-
-
-def write_ade20k(root):
-    """Images of different sizes; 0 in the masks is what ADE20K leaves unlabelled."""
-    rng = np.random.default_rng(1)
-    for split, count in (('training', TRAIN), ('validation', VAL)):
-        for index in range(count):
-            height, width = (int(2 * side) for side in rng.integers(20, 36, 2))
-            name = f'ADE_{split[:5]}_{index:08d}'
-            save(root / 'images' / split / f'{name}.jpg', picture(rng, height, width))
-            save(root / 'annotations' / split / f'{name}.png', mask(rng, height, width, np.arange(151)))
-
-
-def write_cub(root, classes=4, per_class=4):
-    """Sorted by class, as the real one. Of each class one image is for testing."""
-    rng = np.random.default_rng(2)
-    lines = dict(images=[], image_class_labels=[], train_test_split=[])
-    for label in range(1, classes + 1):
-        for index in range(per_class):
-            name = f'{label:03d}.Bird/Bird_{index:04d}.jpg'
-            save(root / 'images' / name, picture(rng, 40, 48))
-            number = len(lines['images']) + 1
-            for key, value in (('images', name), ('image_class_labels', label), ('train_test_split', int(index > 0))):
-                lines[key].append(f'{number} {value}')
-    for key, values in lines.items():
-        (root / f'{key}.txt').write_text('\n'.join(values) + '\n')
-
-
-def write_idx(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(struct.pack(f'>I{array.ndim}I', 0x800 + array.ndim, *array.shape) + array.tobytes())
-
-
-def write_fashion_mnist(root, train=12, test=8):
-    """Bright garments on black; the two parts differ in size, so that one cannot pass for the other."""
-    rng = np.random.default_rng(3)
-    for part, count in (('train', train), ('t10k', test)):
-        images = np.zeros((count, 28, 28), np.uint8)
-        for image in images:
-            top, left = rng.integers(2, 8, 2)
-            image[top:28 - top, left:28 - left] = rng.integers(60, 256)
-        write_idx(root / f'{part}-images-idx3-ubyte', images)
-        write_idx(root / f'{part}-labels-idx1-ubyte', (np.arange(count) % 10).astype(np.uint8))
-
-
-def write_all(root):
-    """All four datasets below ``root``."""
-    for name, write in (('fashion_scenes', write_fashion_scenes), ('ade20k', write_ade20k), ('cub', write_cub),
-                        ('fashion_mnist', write_fashion_mnist)):
-        write(root / name)
-    return root
+@functools.cache
+def shipped(name):
+    """A config as it is. Not to be changed: parsing takes long, so it is done once."""
+    return Config.fromfile(CONFIGS[name])
 
 
 def segments(name):
     """Whether a config trains a segmentor, by iterations; else it is a classifier, by epochs."""
-    return not name.endswith(('cub', 'mnist'))
-
-
-def everywhere(key, value):
-    return {f'{loader}_dataloader.{key}': value for loader in ('train', 'val', 'test')}
+    return shipped(name).default_scope == 'mmseg'
 
 
 def model_options(name):
@@ -118,6 +44,7 @@ def model_options(name):
     if name.startswith('random'):
         return vae
     sd3 = name.endswith('sd3')
+    model = shipped(name).model
     options = {
         'model.backbone.pretrained': None, **vae,
         **{f'model.backbone.arch.transformer.{key}': value for key, value in (tiny.SD3 if sd3 else tiny.DIT).items()},
@@ -127,45 +54,68 @@ def model_options(name):
     if sd3:
         options.update({'model.backbone.arch.scheduler': tiny.FLOW, 'model.backbone.taps': [(2, 'query')]})
     if not segments(name):
-        return {**options, 'model.neck.num_taps': 1, 'model.head.in_channels': WIDTH}
-    options.update({'model.decode_head.in_channels': [WIDTH] * 4, 'model.decode_head.channels': 8})
-    if 'ade20k' in name:
-        options.update({'model.auxiliary_head.in_channels': WIDTH, 'model.auxiliary_head.channels': 8})
+        return {**options, 'model.neck.num_taps': 1, 'model.neck.num_heads': 4, 'model.head.in_channels': WIDTH}
+    for head in ('decode_head', 'auxiliary_head'):
+        if model.get(head):
+            one = WIDTH * (4 if model.neck.output == 'map' else 1)
+            several = isinstance(model[head].in_channels, list)
+            options.update({f'model.{head}.in_channels': [WIDTH] * 4 if several else one, f'model.{head}.channels': 8})
+    return options
+
+
+def divided(size, by):
+    return size // by if isinstance(size, int) else tuple(side // by for side in size)
+
+
+def data_options(name, data):
+    """The tiny images, and every size in pixels of pipelines and model divided by the same number."""
+    cfg = shipped(name)
+    by = 2 if 'fashion' in name else 16
+    options = {}
+
+    def shrink(tree, place):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            if key in ('scale', 'crop_size', 'stride', 'size') and isinstance(value, (int, tuple)):
+                options[f'{place}.{key}'] = divided(value, by)
+            elif key == 'data_root':
+                options[f'{place}.{key}'] = str(data / layouts.LAYOUTS[cfg.data_root][0])
+            elif isinstance(value, (dict, list)):
+                shrink(value, f'{place}.{key}')
+
+    for place in ('train_dataloader.dataset', 'val_dataloader.dataset', 'test_dataloader.dataset', 'model.data_preprocessor',
+                  'model.test_cfg', 'test_pipeline'):  # the last is where mmseg's inference API looks
+        tree = cfg
+        for key in place.split('.'):
+            tree = tree.get(key) or {}
+        shrink(tree, place)
+    for loader in ('train', 'val', 'test'):
+        options.update({f'{loader}_dataloader.num_workers': 0, f'{loader}_dataloader.persistent_workers': False})
     return options
 
 
 def options(name, data):
     """What to merge into a config so that it runs on the data below ``data`` in a second, as --cfg-options takes it."""
-    dataset = name.partition('_')[2].removesuffix('_sd3')
-    common = {
+    options = {
         **model_options(name),
+        **data_options(name, data),
         'model.neck.candidates': [40, 150, 600],
         'model.neck.num_images': 6,
-        **everywhere('dataset.data_root', str(data / dataset)),
         'default_hooks.logger.interval': 1,
     }
-    seg = {
-        'model.data_preprocessor.size': (32, 32), 'train_dataloader.batch_size': 2,
-        'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 1,
-    }
-    cls = {'train_dataloader.batch_size': 4, 'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1}
-    workers = {**everywhere('num_workers', 0), **everywhere('persistent_workers', False)}
-    if dataset == 'fashion_scenes':
-        return {**common, **seg, 'default_hooks.visualization.interval': 1}
-    if dataset == 'ade20k':
-        return {
-            **common, **seg, **workers,
-            'model.test_cfg.crop_size': (32, 32), 'model.test_cfg.stride': (21, 21),
-            'train_dataloader.dataset.pipeline.2.scale': (128, 32), 'train_dataloader.dataset.pipeline.3.crop_size': (32, 32),
-            # The last is where mmseg's inference API looks.
-            **dict.fromkeys(('val_dataloader.dataset.pipeline.1.scale', 'test_dataloader.dataset.pipeline.1.scale',
-                             'test_pipeline.1.scale'), (128, 40)),
-        }
-    if dataset == 'cub':
-        return {**common, **cls, **workers, **everywhere('dataset.pipeline.1.scale', 36),
-                **everywhere('dataset.pipeline.2.crop_size', 32)}
-    # indices counts the images used; MMEngine wants more than that to be there.
-    return {**common, **cls, **everywhere('dataset.pipeline.2.size', 32), 'train_dataloader.dataset.indices': 8}
+    if segments(name):
+        options.update({'train_dataloader.batch_size': 2, 'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2,
+                        'default_hooks.checkpoint.interval': 1})
+    else:
+        options.update({'train_dataloader.batch_size': 4, 'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1})
+    if name.endswith('fashion_scenes'):
+        options['default_hooks.visualization.interval'] = 1
+    if name.endswith('fashion_mnist'):
+        options['train_dataloader.dataset.indices'] = 8  # counts the images used; MMEngine wants more than that to be there
+    optim_wrapper = shipped(name).optim_wrapper
+    if optim_wrapper.type == 'AmpOptimWrapper' and not torch.cuda.is_available():  # it asserts an accelerator
+        options['optim_wrapper'] = {'_delete_': True, 'type': 'OptimWrapper', **{
+            key: optim_wrapper[key] for key in ('optimizer', 'constructor', 'paramwise_cfg') if key in optim_wrapper}}
+    return options
 
 
 def words(options):
@@ -185,7 +135,7 @@ def forget():
 def config(name, data, work_dir, changes=None):
     """The tiny version of a shipped config, with ``changes`` merged last."""
     forget()
-    cfg = Config.fromfile(CONFIGS[name])
+    cfg = copy.deepcopy(shipped(name))
     cfg.merge_from_dict({**options(name, data), **(changes or {})})
     cfg.work_dir = str(work_dir)
     return cfg
@@ -210,6 +160,12 @@ def run_here(script, *arguments):
             os.environ['LOCAL_RANK'] = launched
         forget()
     return printed.getvalue()
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(('', 0))
+        return listener.getsockname()[1]
 
 
 def run(*command, code=0, timeout=600, **environment):

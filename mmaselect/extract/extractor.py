@@ -1,6 +1,9 @@
 """Image -> latent -> noisy latent -> blocks -> maps of features."""
+import functools
+
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from . import loading
 from .draws import average, draw
@@ -11,13 +14,14 @@ from .noise import NoiseProcess
 from .taps import resolve
 
 
-def walk(family, state, condition, taps):
+def walk(family, state, condition, taps, checkpointing=False):
     """Runs the blocks up to the last tap, and of that one what it needs: per tap tokens (B, N, D)."""
     last, features = taps[-1][0], []
+    run = functools.partial(checkpoint, family.block, use_reentrant=False) if checkpointing else family.block
     for index in range(last + 1):
         wanted = [name for block, name in taps if block == index]
         need = set(wanted) if index == last else {*wanted, 'hidden'}
-        found, state = family.block(index, state, condition, need)
+        found, state = run(index, state, condition, need)
         features += [found[name] for name in wanted]
     return features
 
@@ -48,6 +52,7 @@ class FeatureExtractor(nn.Module):
         self.encoder = LatentEncoder(parts.vae, patch_size=self.family.patch_size, channels=self.family.in_channels)
         self.process: NoiseProcess = parts.process
         self._walk = walk
+        self.checkpointing = False  # whether a backward pass computes the blocks anew instead of remembering their inside
         self.set_taps(taps)
 
     @classmethod
@@ -168,7 +173,8 @@ class FeatureExtractor(nn.Module):
         state = self.family.embed(noisy.to(next(self.family.parameters()).dtype))
         condition = self._condition(t, self.taps[-1][0] + 1, latent.device)
         grid = [side // self.family.patch_size for side in latent.shape[-2:]]
-        tokens = self._walk(self.family, state, condition, self.taps)  # per tap (B, N, D)
+        checkpointing = self.checkpointing and torch.is_grad_enabled()
+        tokens = self._walk(self.family, state, condition, self.taps, checkpointing)  # per tap (B, N, D)
         return tuple(one.transpose(1, 2).unflatten(2, grid) for one in tokens)  # (B, D, h, w)
 
     def _condition(self, t, blocks, device):

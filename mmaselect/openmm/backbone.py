@@ -1,5 +1,6 @@
 """DiTBackbone: a diffusion transformer where a ResNet or a ViT stood."""
 import contextlib
+import re
 import warnings
 
 import torch
@@ -8,6 +9,7 @@ from mmengine.model import BaseModule
 from mmaselect.extract import TAPS, FeatureExtractor, resolve
 from mmaselect.extract.draws import check_noise
 from mmaselect.extract.fold import fold, foldable, is_folded, restored, same_trunk
+from mmaselect.extract.lora import add_lora
 from mmaselect.registry import MODELS
 
 DECODER = ('extractor.encoder.vae.decoder.', 'extractor.encoder.vae.post_quant_conv.')
@@ -45,26 +47,34 @@ class DiTBackbone(BaseModule):
             every image.
         pos_scale (str | None): 'interpolate' or 'extrapolate': positions on other grids than the training's; see
             ``FeatureExtractor``.
-        frozen (bool): Whether the DiT is trained. The VAE never is.
+        frozen (bool): Whether the DiT is left as it is. The VAE always is.
+        lora (dict | None): Trains adapters in the DiT, whose own weights stay frozen: the options of ``extract.lora.add_lora``,
+            such as dict(r=16, alpha=16, targets=['to_q', 'to_v']).
+        with_cp (bool): Where something in the DiT is trained, keep of each block only its input for the backward pass, and
+            compute the rest anew: the same gradients, less memory, about a third more time.
         fold (bool): Whether to fold it at the choice. False keeps it whole, with its embedders and its modulation, which are
-            then trained too; other families than DiT are whole in any case.
+            then trained too; other families than DiT, and a DiT with adapters, are whole in any case.
         compile (bool | dict): Whether ``torch.compile`` compiles the blocks, or its options.
         init_cfg (dict | None): MMEngine's.
 
     Raises:
         ValueError: Neither or both of ``pretrained`` and ``arch``, an unknown noise, several draws of none, taps or a timestep
-            that do not exist, or another number of timesteps than ``num_timesteps``.
+            that do not exist, another number of timesteps than ``num_timesteps``, or ``lora`` together with frozen=False.
         FileNotFoundError: The checkpoint is not there or lacks a part.
+        ImportError: ``lora`` without peft.
     """
 
     def __init__(self, pretrained=None, arch=None, taps=((-1, 'hidden'),), timestep=None, num_timesteps=None, noise='seeded',
-                 seed=0, noise_draws=1, pos_scale=None, frozen=True, fold=True, compile=False, init_cfg=None):
+                 seed=0, noise_draws=1, pos_scale=None, frozen=True, lora=None, with_cp=False, fold=True, compile=False,
+                 init_cfg=None):
         super().__init__(init_cfg)
         if (pretrained is None) == (arch is None):
             raise ValueError('DiTBackbone needs either pretrained (a folder or hub id) or arch (sizes, random weights)')
         check_noise(noise, noise_draws)
         if num_timesteps is not None and num_timesteps < 1:
             raise ValueError(f'num_timesteps={num_timesteps}: there must be at least one')
+        if lora is not None and not frozen:
+            raise ValueError('lora trains adapters and frozen=False all weights of the DiT: leave out one of the two')
         taps = [tuple(tap) if isinstance(tap, list) else tap for tap in taps]
         self.extractor = (FeatureExtractor.from_pretrained(pretrained, taps, pos_scale) if arch is None
                           else FeatureExtractor.from_arch(arch, taps, pos_scale))
@@ -75,8 +85,10 @@ class DiTBackbone(BaseModule):
         self.pretrained, self.pos_scale = pretrained, pos_scale
         self.fixed = None if timestep is None else _several(timestep)
         self.num_timesteps = len(self.fixed or [-1]) if num_timesteps is None else num_timesteps
-        self.noise, self.seed, self.noise_draws, self.frozen = noise, seed, noise_draws, frozen
-        self.folds = fold and foldable(self.extractor.family)
+        self.noise, self.seed, self.noise_draws = noise, seed, noise_draws
+        self.frozen = frozen and lora is None  # whether nothing in the DiT is trained
+        self.extractor.checkpointing = with_cp
+        self.folds = fold and lora is None and foldable(self.extractor.family)
         self.vit = None
         self.timesteps = ()  # all chosen ones in their order: the buffer's values where reading them does not wait for the GPU
         # A single one has no dimension, as in checkpoints from when there was but one.
@@ -86,12 +98,17 @@ class DiTBackbone(BaseModule):
             self.select(timestep)
         elif self.folds and not frozen:
             self.vit = self._folded(range(self.num_timesteps))
-        self._freeze()
+        self._freeze(lora)
         self.train(self.training)
 
-    def _freeze(self):
+    def _freeze(self, lora):
         # Before the Runner wraps the model: DDP waits for a gradient of everything that requires one.
-        trained = [] if self.frozen else list(self.vit.parameters()) if self.vit else self.extractor.used_parameters()
+        if self.frozen:
+            trained = []
+        elif lora is not None:
+            trained = add_lora(self.extractor, **lora)
+        else:
+            trained = list(self.vit.parameters()) if self.vit else self.extractor.used_parameters()
         self.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -164,6 +181,25 @@ class DiTBackbone(BaseModule):
         if self.frozen:
             self.extractor.eval()
         return self
+
+    def get_layer_depth(self, name, prefix=''):
+        """The layer of a parameter and the number of layers, by which learning rates decay; mmpretrain's backbones have it too.
+
+        Layer 0 is what comes before the blocks, block i is layer i + 1, and the last layer is what follows the backbone.
+        Blocks after the last tap do not count.
+
+        Args:
+            name (str): The parameter's, in the whole model.
+            prefix (str): The backbone's in the whole model, such as 'backbone.'.
+
+        Returns:
+            tuple[int, int]: Layer and number of layers.
+        """
+        layers = self.extractor.taps[-1][0] + 3
+        if not name.startswith(prefix):
+            return layers - 1, layers
+        block = re.search(r'\b(?:transformer_)?blocks\.(\d+)\.', name)
+        return int(block[1]) + 1 if block else 0, layers
 
     def _note(self, timesteps):
         self.timestep.copy_(torch.tensor(timesteps).view_as(self.timestep))

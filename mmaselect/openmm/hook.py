@@ -14,6 +14,7 @@ from mmaselect.registry import HOOKS
 from mmaselect.selection import sweep
 
 from .backbone import DiTBackbone
+from .fsdp import whole
 from .images import SweepImages
 from .neck import AutoTimestepNeck
 
@@ -122,7 +123,7 @@ class AutoTimestepHook(Hook):
                              f'{backbone.num_timesteps}: set backbone.num_timesteps and neck.timesteps to the same number')
         backbone.unfold()
         images = images_of(runner.cfg, model, neck, neck.num_images)
-        with choosing_taps(backbone, neck):
+        with whole(runner.model), choosing_taps(backbone, neck):
             result = sweep(backbone.extractor, images, progress=True, **neck.policy)
         for chosen in (backbone, *(find(copy, DiTBackbone) for copy in averages(runner))):
             chosen.select(result.timesteps, result.tap)

@@ -195,6 +195,8 @@ def join_cpu_processes(cfg):
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=unused)
     cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)  # DDP on CPUs takes no device; MMEngine would give LOCAL_RANK
+    if cfg.get('strategy') and type_name(cfg.strategy) == 'FSDPStrategy':
+        cfg.strategy.setdefault('model_wrapper', {})['device_id'] = 'cpu'  # as above
     cfg.sync_bn = None  # MMEngine's way to turn every BN into SyncBN
     for node in nodes(cfg.get('model')):
         if type_name(node) in ('SyncBN', 'MMSyncBN', 'SyncBatchNorm'):

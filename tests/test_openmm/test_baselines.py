@@ -3,6 +3,7 @@ import importlib
 import math
 import runpy
 
+import layouts
 import numpy as np
 import pytest
 import runs
@@ -33,6 +34,10 @@ def dataset(name):
     return next(known for known in CLASSES if name.endswith(known))
 
 
+def segments(name):
+    return runs.segments(f'aselect_{dataset(name)}')
+
+
 def tiny_backbone(name):
     """ResNet-18 in place of 50 and a ViT of width 16 in place of ViT-B; the demo's models are small as they are."""
     width, head = ((64, 128, 256, 512) if 'resnet' in name else (16,) * 4), {}
@@ -58,7 +63,7 @@ def tiny_backbone(name):
 def tiny_fusion(name):
     """The channels of a head over the tiny DiT where several timesteps are fused."""
     width = 3 * runs.WIDTH if 'concat' in name else runs.WIDTH
-    return {'model.decode_head.in_channels': [width] * 4} if runs.segments(name) else {'model.head.in_channels': width}
+    return {'model.decode_head.in_channels': [width] * 4} if segments(name) else {'model.head.in_channels': width}
 
 
 def tiny(name, data, changes=()):
@@ -69,7 +74,7 @@ def tiny(name, data, changes=()):
     else:
         ours = {key: value for key, value in ours.items()
                 if not key.startswith('model.') or key.startswith(('model.data_preprocessor', 'model.test_cfg'))}
-    step = ({'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1} if runs.segments(name)
+    step = ({'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1} if segments(name)
             else {'train_dataloader.batch_size': 12})
     return {**ours, **step, **tiny_backbone(name), **dict(changes)}
 
@@ -123,7 +128,7 @@ def pretrained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp('mae')
     rng = np.random.default_rng(4)
     for index in range(3):
-        runs.save(folder / 'img_dir' / 'pretrain' / f'{index}.png', runs.picture(rng, 64, 64))
+        layouts.save(folder / 'img_dir' / 'pretrain' / f'{index}.png', layouts.picture(rng, 64, 64))
     source = 'train_dataloader.dataset.datasets'
     runner = trained(PRETRAINING, {
         f'{source}.0.data_root': str(folder), f'{source}.1.data_root': str(data / 'fashion_mnist'),
@@ -161,7 +166,7 @@ def test_trains_and_validates(name, data, tmp_path, request):
     logged = runner.message_hub.log_scalars
     assert math.isfinite(logged['train/loss'].current())
     assert not (tmp_path / 'timestep_selection.json').exists()  # the timesteps of other papers are fixed
-    assert 0 <= logged['val/mIoU' if runs.segments(name) else 'val/accuracy/top1'].current() <= 100
+    assert 0 <= logged['val/mIoU' if segments(name) else 'val/accuracy/top1'].current() <= 100
     backbone = runner.model.backbone
     frozen = name.startswith('dit') or 'frozen' in name or 'linear' in name
     assert any(p.requires_grad for p in backbone.parameters()) != frozen

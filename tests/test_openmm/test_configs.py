@@ -1,7 +1,10 @@
 """Every shipped config parses, names what exists, fits together, and runs a training and a validation step."""
 import json
 import math
+import re
+import sys
 
+import layouts
 import pytest
 import runs
 import tiny
@@ -9,10 +12,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, MODELS
 
-from mmaselect.openmm import DiTBackbone
+from mmaselect.openmm import DiTBackbone, launch
 from mmaselect.openmm.launch import nodes
+from mmaselect.openmm.safe_load import load
 
-FILES = sorted((runs.ROOT / 'configs').glob('*.py'))
 CHECKPOINT = runs.ROOT / 'configs' / 'fashion_dit'
 DIT_XL_2 = dict(width=1152, depth=28)  # Peebles and Xie 2023, arXiv:2212.09748, table 1
 SD3_MEDIUM = dict(width=1536, depth=24)  # its transformer/config.json; width is 64 times depth, arXiv:2403.03206, section 4
@@ -30,10 +33,6 @@ def sizes(name):
 
 def shipped_dit():
     return json.loads((CHECKPOINT / 'transformer' / 'config.json').read_text())
-
-
-def test_none_is_forgotten_here():
-    assert sorted(runs.CONFIGS.values()) == FILES
 
 
 @pytest.mark.parametrize('name', runs.CONFIGS)
@@ -56,11 +55,16 @@ def test_backbone_neck_and_head_fit(name):
     width, depth = sizes(name).values()
     assert (neck.in_channels, neck.get('num_taps', 1)) == (width, len(taps))
     assert all(0 <= block < depth for block, _ in taps)
+    joined = width * len(taps)
     if neck.output == 'vector':
-        assert model.head.in_channels == width * len(taps)
-    else:
-        assert model.decode_head.in_channels == [width] * len(neck.scales)
-        assert not model.get('auxiliary_head') or model.auxiliary_head.in_channels == width
+        assert model.head.in_channels == joined and joined % neck.get('num_heads', 8) == 0
+        return
+    assert model.decode_head.in_channels == (joined if neck.output == 'map' else [width] * len(neck.scales))
+    if model.get('auxiliary_head'):
+        assert model.auxiliary_head.in_channels == width
+        assert model.auxiliary_head.num_classes == model.decode_head.num_classes
+    crop = cfg.get('crop_size', model.data_preprocessor.size)
+    assert model.data_preprocessor.size == crop and model.test_cfg.get('crop_size', crop) == crop
 
 
 @pytest.mark.parametrize('name', ['fashion_scenes', 'fashion_mnist'])
@@ -91,18 +95,63 @@ def test_the_shipped_checkpoint_is_small():
     assert not [path for path in CHECKPOINT.rglob('*') if path.suffix in ('.bin', '.pth', '.pt', '.pkl', '.ckpt')]
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """As torchrun starts one process: FSDP wants a process group."""
+    for key, value in dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, MASTER_ADDR='127.0.0.1', MASTER_PORT=runs.free_port()).items():
+        monkeypatch.setenv(key, str(value))
+    yield dict(launcher='pytorch')
+    launch.leave()
+
+
 @pytest.mark.parametrize('name', runs.CONFIGS)
-def test_trains_and_validates(name, data, tmp_path):
-    changes = ({'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1} if runs.segments(name)
-               else {'train_dataloader.batch_size': 12})
-    runner = runs.runner(name, data, tmp_path, changes)
+def test_trains_and_validates(name, data, tmp_path, request):
+    shipped = runs.shipped(name)
+    changes = {'launcher': 'none', 'model.neck.controls': []}
+    changes.update({'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1} if runs.segments(name)
+                   else {'train_dataloader.batch_size': 12})
+    if shipped.get('strategy'):
+        changes.update(request.getfixturevalue('alone'))
+    cfg = runs.config(name, data, tmp_path, changes)
+    launch.prepare(cfg)
+    runner = launch.build_runner(cfg)
     runner.train()
     assert runner.iter == 1
-    backbone = runner.model.backbone
-    assert isinstance(backbone, DiTBackbone) and backbone.chosen in (40, 150, 600)
-    assert not any(p.requires_grad for p in backbone.parameters())
+    model = runner.model
+    backbone = next(part for part in model.modules() if isinstance(part, DiTBackbone))
+    assert backbone.chosen in (40, 150, 600)
+    trained = {key for key, p in backbone.named_parameters() if p.requires_grad}
+    if 'lora' in shipped.model.backbone:
+        assert trained and all('.lora_' in key for key in trained)
+    else:
+        assert bool(trained) != shipped.model.backbone.get('frozen', True)
+    held = {id(p) for group in runner.optim_wrapper.optimizer.param_groups for p in group['params']}
+    assert held == {id(p) for p in model.parameters() if p.requires_grad} or shipped.optim_wrapper.get('paramwise_cfg') is None
     logged = runner.message_hub.log_scalars
     assert math.isfinite(logged['train/loss'].current())
     assert 0 <= logged['val/mIoU' if runs.segments(name) else 'val/accuracy/top1'].current() <= 100
     # Validation sees the validation images: in the tiny sets there are fewer.
-    assert len(runner.val_dataloader.dataset) == {'fashion_mnist': 8, 'cub': 4}.get(name.partition('_')[2], runs.VAL)
+    images = len(runner.val_dataloader.dataset)
+    assert images == (8 if name.endswith('fashion_mnist') else runs.VAL if runs.segments(name) else layouts.CLASSES)
+    # Half of the classes that are known; the others' datasets do not name them.
+    classes = runner.val_dataloader.dataset.metainfo.get('classes')
+    head = shipped.model.decode_head if runs.segments(name) else shipped.model.head
+    assert classes is None or len(classes) == head.num_classes
+
+
+def test_fsdp_shares_the_dit_out_among_two_processes(data, tmp_path):
+    """Without a GPU, over gloo; the checkpoint is one that a single process can test."""
+    cfg = runs.config('aselect_ade20k_fsdp', data, tmp_path)
+    cfg.dump(tmp_path / 'config.py')
+    printed = runs.run(sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={runs.free_port()}',
+                       runs.ROOT / 'tools' / 'train.py', tmp_path / 'config.py', '--launcher', 'pytorch', '--work-dir', tmp_path)
+    assert 'selected timestep' in printed and re.search(r'last evaluation: .*mIoU \d+\.\d\d', printed)
+    runner = runs.runner('aselect_ade20k_finetune', data, tmp_path / 'test', {
+        'load_from': str(tmp_path / 'iter_2.pth'), 'model.backbone.fold': False})
+    state = load(tmp_path / 'iter_2.pth')['state_dict']
+    assert {key: value.shape for key, value in state.items()} == {key: v.shape for key, v in runner.model.state_dict().items()}
+    start = runner.model.backbone.state_dict()
+    runner.test()
+    assert runner.model.backbone.chosen == int(state['backbone.timestep'])
+    changed = [key for key, value in start.items() if not torch.equal(state[f'backbone.{key}'], value)]
+    assert changed and not [key for key in changed if 'encoder.' in key]

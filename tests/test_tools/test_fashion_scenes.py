@@ -1,6 +1,7 @@
 """The fashion scenes: their layout, what they show, and that they depend on the seed alone."""
 import sys
 
+import layouts
 import numpy as np
 import pytest
 import runs
@@ -13,10 +14,10 @@ SCENES = runs.ROOT / 'tools' / 'dataset_converters' / 'fashion_scenes.py'
 def garments(tmp_path_factory):
     """Fashion-MNIST's four files with one class per part: trousers to train, bags to test."""
     folder = tmp_path_factory.mktemp('garments')
-    runs.write_fashion_mnist(folder)
+    layouts.write_fashion_mnist(folder)
     for part, label in (('train', 1), ('t10k', 8)):
         count = int.from_bytes((folder / f'{part}-labels-idx1-ubyte').read_bytes()[4:8], 'big')
-        runs.write_idx(folder / f'{part}-labels-idx1-ubyte', np.full(count, label, np.uint8))
+        layouts.write_idx(folder / f'{part}-labels-idx1-ubyte', np.full(count, label, np.uint8))
     return folder
 
 

@@ -1,0 +1,8 @@
+# Attention pooling on a frozen DiT-XL/2 at its selected timestep, CUB-200-2011, 512x512 crops, 100 epochs.
+pretrained = 'facebook/DiT-XL-2-512'  # hub id, or the path of a folder with transformer/, vae/ and scheduler/
+
+_base_ = [
+    '_base_/models/attention_dit.py', '_base_/datasets/cub_200.py',
+    '_base_/schedules/adamw_100e.py', '_base_/mmpretrain_runtime.py'
+]
+model = dict(backbone=dict(pretrained=pretrained))
