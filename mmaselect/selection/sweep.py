@@ -227,5 +227,6 @@ def weights_hash(extractor):
     for name, value in sorted(extractor.state_dict().items()):
         if not name.startswith('encoder.'):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            # Cloned, since numpy locks a storage, and FSDP could then not free the weights that it gathered.
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).clone().numpy().tobytes())
     return digest.hexdigest()

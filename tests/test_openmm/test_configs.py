@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, MODELS
 
-from mmaselect.openmm import DiTBackbone, launch
+from mmaselect.openmm import AutoTimestepHook, DiTBackbone, launch
 from mmaselect.openmm.launch import nodes
 from mmaselect.openmm.safe_load import load
 
@@ -105,11 +105,14 @@ def alone(monkeypatch):
 
 
 @pytest.mark.parametrize('name', runs.CONFIGS)
-def test_trains_and_validates(name, data, tmp_path, request):
+def test_trains_and_validates(name, data, tmp_path, request, monkeypatch):
+    monkeypatch.setattr(AutoTimestepHook, '_report', lambda *_: None)  # draws, which takes long and is tested elsewhere
     shipped = runs.shipped(name)
-    changes = {'launcher': 'none', 'model.neck.controls': []}
-    changes.update({'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1} if runs.segments(name)
-                   else {'train_dataloader.batch_size': 12})
+    changes = {'launcher': 'none', 'model.neck.controls': [], 'default_hooks.checkpoint.save_last': False}
+    if runs.segments(name):
+        changes.update({'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1, 'default_hooks.checkpoint.interval': 5})
+    else:
+        changes.update({'train_dataloader.batch_size': 12})
     if shipped.get('strategy'):
         changes.update(request.getfixturevalue('alone'))
     cfg = runs.config(name, data, tmp_path, changes)
@@ -126,14 +129,15 @@ def test_trains_and_validates(name, data, tmp_path, request):
     else:
         assert bool(trained) != shipped.model.backbone.get('frozen', True)
     held = {id(p) for group in runner.optim_wrapper.optimizer.param_groups for p in group['params']}
-    assert held == {id(p) for p in model.parameters() if p.requires_grad} or shipped.optim_wrapper.get('paramwise_cfg') is None
+    if shipped.optim_wrapper.get('paramwise_cfg'):  # else MMEngine hands over frozen parameters as well
+        assert held == {id(p) for p in model.parameters() if p.requires_grad}
     logged = runner.message_hub.log_scalars
     assert math.isfinite(logged['train/loss'].current())
     assert 0 <= logged['val/mIoU' if runs.segments(name) else 'val/accuracy/top1'].current() <= 100
     # Validation sees the validation images: in the tiny sets there are fewer.
     images = len(runner.val_dataloader.dataset)
     assert images == (8 if name.endswith('fashion_mnist') else runs.VAL if runs.segments(name) else layouts.CLASSES)
-    # Half of the classes that are known; the others' datasets do not name them.
+    # Flowers-102 and CustomDataset do not name their classes.
     classes = runner.val_dataloader.dataset.metainfo.get('classes')
     head = shipped.model.decode_head if runs.segments(name) else shipped.model.head
     assert classes is None or len(classes) == head.num_classes

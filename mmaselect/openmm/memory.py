@@ -1,0 +1,254 @@
+"""The memory that one training step of a config takes, found without weights, data or a GPU.
+
+No formulae: the real model takes a real step, on fake tensors, which have a shape and a type but no content. What autograd
+keeps for the backward pass, what checkpointing spares and what the optimizer remembers is then what they do, not what we
+believe that they do. ``Live`` watches every operator and adds up the storages that exist at each moment.
+"""
+import contextlib
+import json
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import PixelData
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from .launch import nodes
+
+# The published checkpoints, for which no file is at hand (their config.json on the Hugging Face hub).
+SD_VAE = dict(
+    block_out_channels=(128, 256, 512, 512), down_block_types=('DownEncoderBlock2D', ) * 4,
+    up_block_types=('UpDecoderBlock2D', ) * 4, layers_per_block=2, latent_channels=4, sample_size=256)
+DIT_XL_2 = dict(
+    num_attention_heads=16, attention_head_dim=72, num_layers=28, in_channels=4, out_channels=8, patch_size=2,
+    num_embeds_ada_norm=1000, norm_type='ada_norm_zero')
+SD3_MEDIUM = dict(
+    type='SD3Transformer2DModel', num_attention_heads=24, attention_head_dim=64, num_layers=24, in_channels=16, out_channels=16,
+    patch_size=2, sample_size=128, pos_embed_max_size=192, joint_attention_dim=4096, caption_projection_dim=1536,
+    pooled_projection_dim=2048)
+PUBLISHED = {
+    **{f'facebook/DiT-XL-2-{side}': dict(transformer=dict(DIT_XL_2, sample_size=side // 8), vae=SD_VAE) for side in (256, 512)},
+    'stabilityai/stable-diffusion-3-medium-diffusers': dict(
+        transformer=SD3_MEDIUM, vae=dict(SD_VAE, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False),
+        scheduler=dict(type='FlowMatchEulerDiscreteScheduler', shift=3.0))}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one training step on one device.
+
+    ``activations`` is the images and what the forward pass leaves for the backward pass. ``peak`` is the most that exists at once, which is
+    less than the sum where gradients appear while activations go, and more where an operator needs room to work.
+    """
+    parameters: int  # and buffers, of the frozen parts as well
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+class Live(TorchDispatchMode):
+    """Adds up the storages that exist: ``now``, and the most at once, ``peak``, in bytes. Tensors made before do not count."""
+
+    def __init__(self, *before):
+        super().__init__()
+        self.known = {tensor.untyped_storage()._cdata for tensor in before}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return 0  # a value is asked for, as by a check of the images' range, and there is none
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(out)[0]:
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor.untyped_storage())
+        return out
+
+    def _see(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+
+@contextlib.contextmanager
+def gpu_autocast():
+    """Autocast's float32 operators on GPUs, which on CPUs run in bfloat16 (the list: PyTorch's page on torch.amp).
+
+    Patched, and not a TorchFunctionMode, which is off while the backward pass computes checkpoints anew.
+    """
+    def in_float32(function):
+        return lambda x, *args, **kwargs: function(x.float() if x.is_floating_point() else x, *args, **kwargs)
+    names = ('layer_norm', 'group_norm', 'softmax', 'log_softmax', 'cross_entropy', 'nll_loss')
+    with mock.patch.multiple(F, **{name: in_float32(getattr(F, name)) for name in names}):
+        yield
+
+
+@contextlib.contextmanager
+def fake_parameters(mode):
+    """Modules that are built in this context have parameters without content."""
+    register = nn.Module.register_parameter
+
+    def register_fake(module, name, parameter):
+        if parameter is not None and not isinstance(parameter, FakeTensor):
+            parameter = nn.Parameter(mode.from_tensor(parameter.data), parameter.requires_grad)
+        register(module, name, parameter)
+
+    def convert(module, function, recurse=True):
+        """In place of ``Module._apply``, the base of ``to``, which swaps contents that these do not have."""
+        for part in module.modules() if recurse else [module]:
+            for name, parameter in part._parameters.items():
+                if parameter is not None:
+                    part._parameters[name] = nn.Parameter(function(parameter.detach()), parameter.requires_grad)
+            for name, buffer in part._buffers.items():
+                part._buffers[name] = buffer if buffer is None else function(buffer)
+        return module
+    with mock.patch.multiple(nn.Module, register_parameter=register_fake, _apply=convert):
+        yield
+
+
+def without_weights(backbone):
+    """A backbone's config with ``arch`` in place of ``pretrained``.
+
+    Raises:
+        ValueError: The checkpoint is neither a folder nor one whose sizes are known here.
+    """
+    source = backbone.get('pretrained')
+    if source is None:
+        return backbone
+    folder = Path(source).expanduser()
+    if (folder / 'transformer' / 'config.json').is_file():
+        arch = {}
+        for part in ('transformer', 'vae'):
+            if (folder / part / 'config.json').is_file():
+                found = json.loads((folder / part / 'config.json').read_text())
+                arch[part] = {'type': found['_class_name'], **{k: v for k, v in found.items() if not k.startswith('_')}}
+    elif source in PUBLISHED:
+        arch = PUBLISHED[source]
+    else:
+        raise ValueError(f'the sizes of {source!r} are not known: give its folder, with --cfg-options '
+                         f'model.backbone.pretrained=FOLDER, or one of {", ".join(PUBLISHED)}')
+    return dict(backbone, pretrained=None, arch=arch)
+
+
+def share_all(model):
+    """In place of ``share_embedders``, which compares values that fake tensors lack: those of published DiTs are all equal."""
+    first, *others = (block.norm1 for block in model.transformer_blocks)
+    for other in others:
+        other.emb = first.emb
+
+
+def crop_of(cfg):
+    """Height and width of a training image: the data_preprocessor's size, or the last size in the training pipeline."""
+    sizes = [cfg.model.data_preprocessor.get('size')]
+    for node in nodes(cfg.train_dataloader.dataset):
+        sizes += [step.get('crop_size') or step.get('size') or step.get('scale') for step in node.get('pipeline', ())]
+    size = next((size for size in [sizes[0], *reversed(sizes)] if size), None)
+    if size is None:
+        raise ValueError('the config does not say how large a training image is: give --size')
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def sample(scope, height, width):
+    if scope == 'mmseg':
+        from mmseg.structures import SegDataSample
+        size = dict(img_shape=(height, width), ori_shape=(height, width))
+        return SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, height, width, dtype=torch.long)), metainfo=size)
+    from mmpretrain.structures import DataSample
+    return DataSample().set_gt_label(0)
+
+
+def loss_of(model, images, samples, scope):
+    """The loss as in training. mmseg's accuracy picks pixels by their values, which fake tensors lack; it keeps no memory."""
+    blind = (mock.patch('mmseg.models.decode_heads.decode_head.accuracy', lambda *_, **__: torch.zeros(1)) if scope == 'mmseg'
+             else contextlib.nullcontext())
+    with blind:
+        return model.parse_losses(model(images, samples, mode='loss'))[0]
+
+
+def precision_of(cfg):
+    """The dtype that the config computes in, as a string, or None for float32."""
+    if cfg.optim_wrapper.get('type') != 'AmpOptimWrapper':
+        return None
+    return cfg.optim_wrapper.get('dtype') or 'float16'
+
+
+def nbytes(tensors):
+    """Bytes of tensors, what they share counted once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def predict(cfg, *, batch_size=None, size=None, device='gpu'):
+    """The memory of a config's training step on one device, without parallelism.
+
+    Not in it: the GPU's own context, work space inside of operators, gaps of the allocator, DDP's buckets (a copy of the
+    gradients).
+
+    Args:
+        cfg (Config): Of either toolbox. Not changed.
+        batch_size (int | None): By default the config's.
+        size (tuple[int, int] | None): Height and width of the images in pixels, by default the config's crop.
+        device (str): 'gpu' or 'cpu': they differ in what autocast leaves in float32.
+
+    Returns:
+        Memory
+
+    Raises:
+        ValueError: A checkpoint whose sizes are not known, or a config that does not say the size of its images.
+    """
+    init_default_scope(cfg.default_scope)
+    height, width = size or crop_of(cfg)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    backbone = without_weights(cfg.model.backbone)
+    backbone = dict(backbone, timestep=backbone.get('timestep') or list(range(backbone.get('num_timesteps') or 1)))
+    share = share_all if cfg.model.backbone.get('pretrained') else lambda model: None
+    with fake_parameters(mode), mock.patch('mmaselect.extract.families.dit.share_embedders', share):
+        model = revert_sync_batchnorm(MODELS.build(dict(cfg.model, backbone=backbone))).train()
+    wrapper = {key: cfg.optim_wrapper[key] for key in ('optimizer', 'constructor', 'paramwise_cfg') if key in cfg.optim_wrapper}
+    optimizer = build_optim_wrapper(model, dict(wrapper, type='OptimWrapper')).optimizer
+    for group in optimizer.param_groups:
+        if device == 'gpu' and group.get('foreach', False) is None:
+            group['foreach'] = True  # what torch chooses there: faster, with temporary copies
+    batch = batch_size or cfg.train_dataloader.batch_size
+    images = mode.from_tensor(torch.zeros(batch, 3, height, width))
+    samples = [sample(cfg.default_scope, height, width) for _ in range(batch)]
+    return measure(model, optimizer, lambda: loss_of(model, images, samples, cfg.default_scope), images,
+                   precision=precision_of(cfg), device=device)
+
+
+def measure(model, optimizer, loss, images, *, precision, device):
+    """Takes one step and adds up."""
+    own = [*model.parameters(), *model.buffers()]
+    live = Live(*own)
+    live._see(images.untyped_storage())
+    rules = gpu_autocast() if precision and device == 'gpu' else contextlib.nullcontext()
+    with live, rules:
+        with torch.autocast('cpu', dtype=getattr(torch, precision or 'bfloat16'), enabled=precision is not None):
+            value = loss()
+        activations = live.now
+        value.backward()
+        del value
+        gradients = nbytes(p.grad for p in model.parameters() if p.grad is not None)
+        step_peak, live.peak = live.peak, live.now
+        optimizer.step()
+    states = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+    parameters, remembered = nbytes(own), nbytes(states)
+    # From the second step on the optimizer's state is there from the start; live.peak has it already.
+    peak = parameters + max(step_peak + remembered, live.peak)
+    return Memory(parameters, gradients, remembered, activations, peak)
