@@ -46,8 +46,8 @@ PUBLISHED = {
 class Memory:
     """Bytes of one training step on one device.
 
-    ``activations`` is the images and what the forward pass leaves for the backward pass. ``peak`` is the most that exists at once, which is
-    less than the sum where gradients appear while activations go, and more where an operator needs room to work.
+    ``activations`` is the images and what the forward pass leaves for the backward pass. ``peak`` is the most that exists at
+    once, which is less than the sum where gradients appear while activations go, and more where results pass by.
     """
     parameters: int  # and buffers, of the frozen parts as well
     gradients: int

@@ -42,8 +42,8 @@ def main():
         parser.error(str(error))
     console = Console(width=130)
     console.print(table)
-    console.print("Activations are the images and what the forward pass leaves for the backward pass. Not counted: the GPU's context, work "
-                  "space inside of operators, gaps of the allocator, DDP's buckets.", style='dim')
+    console.print("Activations are the images and what the forward pass leaves for the backward pass. Not counted: the GPU's "
+                  "context, work space inside of operators, gaps of the allocator, DDP's buckets.", style='dim')
     if sharded:
         console.print('FSDP is counted as one GPU. On several, it divides parameters, gradients and optimizer state among '
                       'them.', style='dim')
