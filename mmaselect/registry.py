@@ -3,7 +3,6 @@
 MMEngine imports this module by its name when a config says ``type='mmaselect.X'``.
 """
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
@@ -12,6 +11,5 @@ from mmengine.registry import Registry
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmaselect', locations=['mmaselect.openmm'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmaselect', locations=['mmaselect.openmm'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmaselect', locations=['mmaselect.openmm.datasets'])
-FUNCTIONS = Registry('function', parent=MMENGINE_FUNCTIONS, scope='mmaselect', locations=['mmaselect.openmm'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry('optimizer wrapper constructor', parent=MMENGINE_CONSTRUCTORS, scope='mmaselect',
                                       locations=['mmaselect.openmm'])

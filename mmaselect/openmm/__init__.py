@@ -6,12 +6,11 @@ except ImportError as error:
     raise ImportError(INSTALL) from error
 
 from .backbone import DiTBackbone
-from .fsdp import wrap_backbone
 from .hook import AutoTimestepHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .neck import AutoTimestepNeck
 from .safe_load import enable_safe_loading
 
-__all__ = ['AutoTimestepHook', 'AutoTimestepNeck', 'DiTBackbone', 'LayerDecayOptimWrapperConstructor', 'wrap_backbone']
+__all__ = ['AutoTimestepHook', 'AutoTimestepNeck', 'DiTBackbone', 'LayerDecayOptimWrapperConstructor']
 
 enable_safe_loading()

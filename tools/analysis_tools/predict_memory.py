@@ -45,8 +45,8 @@ def main():
     console.print("Activations are the images and what the forward pass leaves for the backward pass. Not counted: the GPU's "
                   "context, work space inside of operators, gaps of the allocator, DDP's buckets.", style='dim')
     if sharded:
-        console.print('FSDP is counted as one GPU. On several, it divides parameters, gradients and optimizer state among '
-                      'them.', style='dim')
+        console.print('FSDP is counted as one GPU. On several, it divides gradients and optimizer state among them, and the '
+                      'parameters between the steps.', style='dim')
 
 
 if __name__ == '__main__':
