@@ -7,7 +7,7 @@ import timing
 import torch
 import torch.nn.functional as F
 
-from mmaselect.extract import FeatureExtractor, seeded_noise
+from mmaselect.extract import Extractor, seeded_noise
 from mmaselect.extract.export import load_timm, write_timm
 
 TIMESTEP = 100
@@ -32,7 +32,7 @@ class Setting:
 
     def extractor(self, taps):
         torch.manual_seed(0)
-        made = FeatureExtractor.from_arch(sizes.arch(self.size, self.tokens, vae=False), taps)
+        made = Extractor.from_arch(sizes.arch(self.size, self.tokens, vae=False), taps)
         return made.to(**self.options).eval().requires_grad_(False)
 
     def latent(self):

@@ -16,7 +16,7 @@ import torch
 from contenders import Setting, build_run
 from tqdm import tqdm
 
-from mmaselect.extract import FeatureExtractor, seeded_noise
+from mmaselect.extract import Extractor, seeded_noise
 from mmaselect.selection import TensorImages, sweep
 
 COLUMNS = {'what grows': 'name', 'n': 'n', **timing.TIMES, 'exponent': ('exponent', '.2f'),
@@ -38,7 +38,7 @@ def sweeps(args):
     """Of a DiT on pixels, 64 tokens, to the middle block: number of candidates -> a sweep, and number of images -> a sweep."""
     torch.manual_seed(0)
     arch = sizes.arch(args.arch, 64, vae=False, channels=3)
-    extractor = FeatureExtractor.from_arch(arch, [(sizes.middle(args.arch), 'hidden')])
+    extractor = Extractor.from_arch(arch, [(sizes.middle(args.arch), 'hidden')])
     extractor.to(args.device, getattr(torch, args.dtype)).eval().requires_grad_(False)
     pictures = (0.5 * seeded_noise((max(args.images), 3, 16, 16), 0)).clamp(-1, 1)
     by_candidates = {n: partial(sweep, extractor, TensorImages(pictures[:args.images[0]]), candidates=n) for n in args.candidates}

@@ -23,7 +23,7 @@ def side(tokens):
 
 
 def arch(size, tokens, *, vae, channels=4):
-    """What ``FeatureExtractor.from_arch`` takes for a DiT that was trained at so many tokens; without a VAE its images are the
+    """What ``Extractor.from_arch`` takes for a DiT that was trained at so many tokens; without a VAE its images are the
     latents, with so many channels."""
     depth, width, heads = SIZES[size]
     transformer = dict(num_layers=depth, num_attention_heads=heads, attention_head_dim=width // heads, in_channels=channels,

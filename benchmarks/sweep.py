@@ -21,7 +21,7 @@ from contenders import hooked, on_grid
 from torch.multiprocessing import start_processes
 from tqdm import tqdm
 
-from mmaselect.extract import FeatureExtractor, seeded_noise
+from mmaselect.extract import Extractor, seeded_noise
 from mmaselect.extract.noise import mix
 from mmaselect.selection import TensorImages, sweep
 from mmaselect.selection.candidates import even
@@ -46,7 +46,7 @@ class Setting:
 
     def extractor(self):
         torch.manual_seed(SEED)
-        made = FeatureExtractor.from_arch(sizes.arch(self.size, self.tokens, vae=True), [(sizes.middle(self.size), 'hidden')])
+        made = Extractor.from_arch(sizes.arch(self.size, self.tokens, vae=True), [(sizes.middle(self.size), 'hidden')])
         made.encoder.drop_decoder()
         return made.to(self.device, getattr(torch, self.dtype)).eval().requires_grad_(False)
 

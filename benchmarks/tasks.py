@@ -11,7 +11,7 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
-from mmaselect.extract import TAPS, FeatureExtractor
+from mmaselect.extract import TAPS, Extractor
 from mmaselect.selection import TensorImages
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ class Task:
     name: str
     model: str
     dataset: str
-    extractor: FeatureExtractor
+    extractor: Extractor
     train: TensorImages
     test: TensorImages
 
@@ -129,5 +129,5 @@ def build(name, train, test, seed):
     taps = [(block, tap) for block in BLOCKS for tap in TAPS]
     x, y, test_x, test_y = images(train, test, seed)
     dataset = images.__name__ + ('' if degrade is clean else f', {degrade.__name__}')
-    return Task(name, model, dataset, FeatureExtractor.from_pretrained(folder, taps).eval(),
+    return Task(name, model, dataset, Extractor.from_pretrained(folder, taps).eval(),
                 TensorImages(degrade(x, 2 * seed), y), TensorImages(degrade(test_x, 2 * seed + 1), test_y))

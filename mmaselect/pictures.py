@@ -45,7 +45,7 @@ def feature_colours(extractor, latents, timesteps, taps, *, noise, advance=lambd
     """Features of several images at several timesteps and taps as colours, fitted for each timestep and tap.
 
     Args:
-        extractor (FeatureExtractor): Reads ``taps`` from now on.
+        extractor (Extractor): Reads ``taps`` from now on.
         latents (Sequence[Tensor]): Per image (1, C, H, W), as ``extractor.encoder`` gives them.
         timesteps (Sequence[int]): 0 the cleanest.
         taps (Sequence[tuple[int, str]]): As (block, name).

@@ -12,7 +12,7 @@ TWO_TAPS = ((40, 0.4), (200, 1))  # peaks: the second tap is the better one
 
 
 class Planted(nn.Module):
-    """A stand-in for FeatureExtractor whose feature is rich at t=130: there it shows the images' colours (which shifts and
+    """A stand-in for Extractor whose feature is rich at t=130: there it shows the images' colours (which shifts and
     mirroring keep), plain and on a checkerboard, elsewhere fades to noise and to a flat map.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 from mmengine.fileio.backends import LocalBackend
 from yapf.yapflib import yapf_api
 
-from mmaselect.extract import FeatureExtractor
+from mmaselect.extract import Extractor
 from mmaselect.openmm import DiTBackbone, hook
 
 yapf_api.FormatCode = lambda text, *_, **__: (text, True)  # slow, see runs.py
@@ -59,6 +59,6 @@ def on_put(backend, content, path):
 
 
 before(hook, 'sweep', lambda *_, **__: note('sweep'))
-before(FeatureExtractor, 'features', on_features)
+before(Extractor, 'features', on_features)
 before(DiTBackbone, 'forward', on_forward)
 before(LocalBackend, 'put', on_put)

@@ -1,7 +1,7 @@
 """Small models of the true architecture. adaLN starts at random, not at zero: else every block is the identity."""
 import torch
 
-from mmaselect.extract import FeatureExtractor
+from mmaselect.extract import Extractor
 
 VAE = dict(block_out_channels=(8, 8), down_block_types=('DownEncoderBlock2D',) * 2, up_block_types=('UpDecoderBlock2D',) * 2,
            layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=16, scaling_factor=0.5)
@@ -19,10 +19,10 @@ PIXEL_ARCH = dict(transformer=dict(DIT, in_channels=3, out_channels=3))
 
 
 def extractor(taps=((-1, 'hidden'),), arch=ARCH, seed=0, dtype=torch.float32):
-    """A FeatureExtractor with random weights that depend on the seed alone; the global generator is left as it was."""
+    """A Extractor with random weights that depend on the seed alone; the global generator is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return FeatureExtractor.from_arch(arch, taps).to(dtype).eval()
+        return Extractor.from_arch(arch, taps).to(dtype).eval()
 
 
 def images(count=2, height=16, width=16, seed=0, dtype=torch.float32):

@@ -10,7 +10,7 @@ noisy latents, signal * latent + sigma * noise, at the numbers that timm.json na
 import argparse
 from pathlib import Path
 
-from mmaselect.extract import FeatureExtractor, export
+from mmaselect.extract import Extractor, export
 
 
 def tap(text):
@@ -68,7 +68,7 @@ def main():
         elif args.timestep is None or args.checkpoint:
             raise ValueError('a folder or hub id takes --timestep and no --checkpoint')
         else:
-            extractor = FeatureExtractor.from_pretrained(args.source, args.taps or [(-1, 'hidden')])
+            extractor = Extractor.from_pretrained(args.source, args.taps or [(-1, 'hidden')])
             timestep, noise = args.timestep, {}
         if args.onnx:
             inputs = 'images' if args.with_vae else 'latents'

@@ -1,7 +1,7 @@
 """Images to features. Needs torch and diffusers, never OpenMMLab."""
-from .extractor import FeatureExtractor
+from .extractor import Extractor
 from .fold import fold
 from .noise import NoiseProcess, seeded_noise
 from .taps import TAPS, resolve
 
-__all__ = ['TAPS', 'FeatureExtractor', 'NoiseProcess', 'fold', 'resolve', 'seeded_noise']
+__all__ = ['TAPS', 'Extractor', 'NoiseProcess', 'fold', 'resolve', 'seeded_noise']

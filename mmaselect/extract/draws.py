@@ -45,7 +45,7 @@ def average(features, latent, t, noises, tokens):
     """Features averaged over draws of the noise, as DIFT does (Tang et al. 2023, arXiv:2306.03881).
 
     Args:
-        features (Callable): (latent, t, noise) -> maps; see ``FeatureExtractor.features``.
+        features (Callable): (latent, t, noise) -> maps; see ``Extractor.features``.
         latent (Tensor): (B, C, H, W).
         t (int | Tensor): One for all or (B,).
         noises (Sequence[Tensor | None]): As ``draw`` gives them. A single one is used as it is.

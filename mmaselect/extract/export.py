@@ -56,7 +56,7 @@ def timm_model(extractor, timestep, size=None):
     """What timm needs to make a ViT of a DiT: of noisy latents as ``process.add`` gives them, block outputs are the same.
 
     Args:
-        extractor (FeatureExtractor): Its last tap must be 'hidden', since timm's blocks are whole.
+        extractor (Extractor): Its last tap must be 'hidden', since timm's blocks are whole.
         timestep (int): 0 the cleanest.
         size (tuple[int, int] | None): Height and width of the images in pixels. The positions are those of its tokens; timm
             interpolates them for latents of other sizes, which the DiT does not.
@@ -154,7 +154,7 @@ def write_onnx(extractor, folder, timestep, size=None, *, inputs='latents', nois
     Weights of more than 2 GB, which is as much as an ONNX file holds, go into model.onnx.data beside it.
 
     Args:
-        extractor (FeatureExtractor): With the taps that are wanted.
+        extractor (Extractor): With the taps that are wanted.
         folder (str | Path): Made where it is not there.
         timestep (int): 0 the cleanest.
         size (tuple[int, int] | None): Height and width of the images in pixels; None is the size of the DiT's training.

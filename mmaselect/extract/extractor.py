@@ -26,7 +26,7 @@ def walk(family, state, condition, taps, checkpointing=False):
     return features
 
 
-class FeatureExtractor(nn.Module):
+class Extractor(nn.Module):
     """Features of images from the blocks of a diffusion transformer at a timestep.
 
     Args:

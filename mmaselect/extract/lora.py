@@ -8,7 +8,7 @@ def add_lora(extractor, *, r=16, alpha=16, targets=('to_q', 'to_v'), dropout=0.0
     An adapter adds alpha / r * B A x to its layer's output (equation 3). B starts at zero, so that the features do not change.
 
     Args:
-        extractor (FeatureExtractor): Changed in place. A layer ``to_q`` becomes ``to_q.base_layer`` in its state dict.
+        extractor (Extractor): Changed in place. A layer ``to_q`` becomes ``to_q.base_layer`` in its state dict.
         r (int): Rank of the adapters.
         alpha (float): Their scale, times r.
         targets (Sequence[str]): Ends of the layers' names: 'to_q' or 'attn1.to_q', 'ff.net.2'.

@@ -6,7 +6,7 @@ import warnings
 import torch
 from mmengine.model import BaseModule
 
-from mmaselect.extract import TAPS, FeatureExtractor, resolve
+from mmaselect.extract import TAPS, Extractor, resolve
 from mmaselect.extract.draws import check_noise
 from mmaselect.extract.fold import fold, foldable, is_folded, restored, same_trunk
 from mmaselect.extract.lora import add_lora
@@ -46,7 +46,7 @@ class DiTBackbone(BaseModule):
             arXiv:2306.03881). They share latents and, as far as memory goes, forward passes; the seeded ones are the same for
             every image.
         pos_scale (str | None): 'interpolate' or 'extrapolate': positions on other grids than the training's; see
-            ``FeatureExtractor``.
+            ``Extractor``.
         frozen (bool): Whether the DiT is left as it is. The VAE always is.
         lora (dict | None): Trains adapters in the DiT, whose own weights stay frozen: the options of ``extract.lora.add_lora``,
             such as dict(r=16, alpha=16, targets=['to_q', 'to_v']).
@@ -76,8 +76,8 @@ class DiTBackbone(BaseModule):
         if lora is not None and not frozen:
             raise ValueError('lora trains adapters and frozen=False all weights of the DiT: leave out one of the two')
         taps = [tuple(tap) if isinstance(tap, list) else tap for tap in taps]
-        self.extractor = (FeatureExtractor.from_pretrained(pretrained, taps, pos_scale) if arch is None
-                          else FeatureExtractor.from_arch(arch, taps, pos_scale))
+        self.extractor = (Extractor.from_pretrained(pretrained, taps, pos_scale) if arch is None
+                          else Extractor.from_arch(arch, taps, pos_scale))
         self.extractor.encoder.drop_decoder()
         if compile is not False:
             self.extractor.compile(**({} if compile is True else compile))
@@ -153,8 +153,7 @@ class DiTBackbone(BaseModule):
             return
         whole, folded = None, self.extractor.family
         if self.frozen and self.pretrained is not None:
-            whole = FeatureExtractor.from_pretrained(self.pretrained, pos_scale=self.pos_scale).family.to(
-                next(folded.parameters()))
+            whole = Extractor.from_pretrained(self.pretrained, pos_scale=self.pos_scale).family.to(next(folded.parameters()))
             again = fold(whole, self.extractor.process, folded.timesteps, self.extractor.taps)
         if whole is None or not same_trunk(again.state_dict(), folded.state_dict()):
             raise ValueError('the DiT is folded at its timestep and cannot run at another, since its weights are not those of '

@@ -16,7 +16,7 @@ class Measurement:
     Memory: a score's rows, in float32, for every image, timestep and tap, and the latents of all views.
 
     Args:
-        extractor (FeatureExtractor): In evaluation mode.
+        extractor (Extractor): In evaluation mode.
         scores (Sequence[Score]): What to measure; views are shared between them.
         seed (int): Of noise and augmentation.
         forward_batch (int): At most so many latents per forward pass of the transformer; several candidates share one.

@@ -31,7 +31,7 @@ def sweep(extractor, images, *, candidates=20, score='half_consistency', num_tim
     Where torch.distributed runs, each rank measures its own share of the images and all end with the same result.
 
     Args:
-        extractor (FeatureExtractor): Left in the mode and with the weights it had.
+        extractor (Extractor): Left in the mode and with the weights it had.
         images (TensorImages): Or whatever has its attribute and methods.
         candidates (int | Sequence[int]): Timesteps, or how many to spread over the schedule.
         score (str | dict | Score): See ``scores``.

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 from safetensors.torch import save_file
 
-from mmaselect.extract import FeatureExtractor, NoiseProcess, converters, seeded_noise
+from mmaselect.extract import Extractor, NoiseProcess, converters, seeded_noise
 from mmaselect.extract.loading import Parts
 
 # Parameters in millions: DiT's paper, table 1, for patch 2.
@@ -17,13 +17,13 @@ MILLIONS = {'S': 33, 'B': 130, 'L': 458, 'XL': 675}
 
 
 def converted(state, heads=2, process='dit', dtype=torch.float32):
-    """A FeatureExtractor of a converted state dict, without the way over the disk."""
+    """A Extractor of a converted state dict, without the way over the disk."""
     config = converters.transformer_config(state, heads=heads)
     model = DiTTransformer2DModel(**config)
     model.load_state_dict(converters.convert(state, config['num_layers'])[0])
     model.register_to_config(_downscale_freq_shift=0)
     vae = AutoencoderKL(**dict(tiny.VAE, latent_channels=config['in_channels']))
-    return FeatureExtractor(Parts(model, vae, NoiseProcess.from_scheduler(converters.scheduler_of(process)))).to(dtype).eval()
+    return Extractor(Parts(model, vae, NoiseProcess.from_scheduler(converters.scheduler_of(process)))).to(dtype).eval()
 
 
 def predict(extractor, latent, t, noise):

@@ -9,7 +9,7 @@ import tiny
 import torch
 from diffusers import DDIMScheduler, DiTPipeline
 
-from mmaselect.extract import FeatureExtractor
+from mmaselect.extract import Extractor
 from mmaselect.extract.export import load_timm, timm_model, write_onnx, write_timm
 from mmaselect.extract.noise import seeded_noise
 
@@ -97,7 +97,7 @@ def test_onnx_of_images(arch, options, tmp_path):
 def test_the_tool_writes_both_from_a_folder(tmp_path):
     extractor = tiny.extractor([(2, 'hidden')])
     DiTPipeline(extractor.family.model, extractor.encoder.vae, DDIMScheduler()).save_pretrained(tmp_path / 'dit')
-    extractor = FeatureExtractor.from_pretrained(tmp_path / 'dit', [(2, 'hidden')])
+    extractor = Extractor.from_pretrained(tmp_path / 'dit', [(2, 'hidden')])
     words = [tmp_path / 'dit', tmp_path / 'out', '--timestep', T, '--taps', '2.hidden', '--size', *SIZE]
     assert 'model.safetensors and timm.json, t=500, taps 2.hidden' in runs.run_here(TOOL, *words)
     runs.run_here(TOOL, *words, '--onnx', '--with-vae')

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from mmaselect.extract import TAPS, FeatureExtractor
+from mmaselect.extract import TAPS, Extractor
 from mmaselect.extract.noise import seeded_noise
 
 T = torch.tensor([3, 500])
@@ -184,5 +184,5 @@ def test_from_pretrained_gives_back_what_was_saved(tmp_path):
     from diffusers import DDIMScheduler, DiTPipeline
     extractor = tiny.extractor([(2, 'attn')])
     DiTPipeline(extractor.family.model, extractor.encoder.vae, DDIMScheduler()).save_pretrained(tmp_path)
-    again = FeatureExtractor.from_pretrained(tmp_path, [(2, 'attn')]).eval()
+    again = Extractor.from_pretrained(tmp_path, [(2, 'attn')]).eval()
     assert torch.equal(extractor(tiny.images(), 7)[0], again(tiny.images(), 7)[0])

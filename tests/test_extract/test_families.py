@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from mmaselect.extract import TAPS, FeatureExtractor, NoiseProcess, loading, null_prompt
+from mmaselect.extract import TAPS, Extractor, NoiseProcess, loading, null_prompt
 from mmaselect.extract.families import FAMILIES, Family, family_of
 from mmaselect.extract.noise import seeded_noise
 
@@ -33,7 +33,7 @@ def extractor(name, taps=((-1, 'hidden'),), dtype=torch.float64):
                       FAMILIES[transformer['type']].null_shapes(parts.transformer.config, 5).items()}
     if 'prompt_attention_mask' in parts.null:
         parts.null['prompt_attention_mask'] = torch.tensor([[1, 1, 1, 0, 0]])
-    made = FeatureExtractor(parts, taps).to(dtype).eval()
+    made = Extractor(parts, taps).to(dtype).eval()
     made.null = {key: value.to(dtype) for key, value in parts.null.items()}
     return made
 

@@ -6,7 +6,7 @@ import tiny
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
 
-from mmaselect.extract import FeatureExtractor, loading
+from mmaselect.extract import Extractor, loading
 
 
 @pytest.fixture(scope='module')
@@ -66,9 +66,9 @@ def pickled(folder, extra):
 
 
 def test_pickled_tensors_are_loaded(folder):
-    expected, = FeatureExtractor.from_pretrained(folder).eval()(tiny.images(), 7)
+    expected, = Extractor.from_pretrained(folder).eval()(tiny.images(), 7)
     pickled(folder, {})
-    torch.testing.assert_close(FeatureExtractor.from_pretrained(folder).eval()(tiny.images(), 7)[0], expected)
+    torch.testing.assert_close(Extractor.from_pretrained(folder).eval()(tiny.images(), 7)[0], expected)
 
 
 def test_pickled_code_is_refused_and_does_not_run(folder, tmp_path):
@@ -100,9 +100,9 @@ def test_an_unknown_transformer_is_named(folder):
 
 def test_an_older_name_of_the_class_is_understood(folder):
     """facebook/DiT-XL-2-256 says Transformer2DModel, which diffusers has since split up by norm_type."""
-    expected, = FeatureExtractor.from_pretrained(folder).eval()(tiny.images(), 7)
+    expected, = Extractor.from_pretrained(folder).eval()(tiny.images(), 7)
     edit(folder / 'transformer' / 'config.json', _class_name='Transformer2DModel', cross_attention_dim=None)
-    assert torch.equal(FeatureExtractor.from_pretrained(folder).eval()(tiny.images(), 7)[0], expected)
+    assert torch.equal(Extractor.from_pretrained(folder).eval()(tiny.images(), 7)[0], expected)
     edit(folder / 'transformer' / 'config.json', norm_type='layer_norm')
     with pytest.raises(ValueError, match='is a Transformer2DModel: the known'):
         loading.from_pretrained(folder)
@@ -166,7 +166,7 @@ def test_an_arch_is_not_changed():
     arch = dict(transformer=dict(tiny.DIT, type='DiTTransformer2DModel'), vae=dict(tiny.VAE),
                 scheduler=dict(num_train_timesteps=10))
     before = json.dumps(arch)
-    assert len(FeatureExtractor.from_arch(arch).process) == 10
+    assert len(Extractor.from_arch(arch).process) == 10
     assert json.dumps(arch) == before
 
 

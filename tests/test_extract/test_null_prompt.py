@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, PixArtTransformer2DModel, SD3Transformer2DModel
 from safetensors.torch import load_file, save_file
 
-from mmaselect.extract import FeatureExtractor, loading, null_prompt
+from mmaselect.extract import Extractor, loading, null_prompt
 
 
 @pytest.fixture(scope='module')
@@ -39,13 +39,13 @@ def test_what_was_saved_comes_back(folder):
     expected = null_prompt.seeded(parts.transformer)
     assert parts.null.keys() == expected.keys() == {'prompt_embeds', 'pooled_prompt_embeds'}
     assert all(torch.equal(parts.null[key], value) for key, value in expected.items())
-    assert FeatureExtractor(parts)(tiny.images(), 7)[0].isfinite().all()
+    assert Extractor(parts)(tiny.images(), 7)[0].isfinite().all()
 
 
 def test_the_prompt_takes_the_transformers_dtype(folder):
     tensors = {key: value.half() for key, value in load_file(folder / null_prompt.FILE).items()}
     null_prompt.save(folder / null_prompt.FILE, tensors, other())
-    assert FeatureExtractor.from_pretrained(folder).family.null_prompt_embeds.dtype == torch.float32
+    assert Extractor.from_pretrained(folder).family.null_prompt_embeds.dtype == torch.float32
 
 
 def test_a_random_model_has_the_same_prompt_every_time():
@@ -115,7 +115,7 @@ def test_another_number_of_tokens_is_fine(folder):
     """As with text_encoder_3=None or another max_sequence_length."""
     null_prompt.save(folder / null_prompt.FILE,
                      dict(prompt_embeds=torch.ones(1, 77, 12), pooled_prompt_embeds=torch.zeros(1, 10)), other())
-    assert FeatureExtractor.from_pretrained(folder).family.null_prompt_embeds.shape == (1, 77, 12)
+    assert Extractor.from_pretrained(folder).family.null_prompt_embeds.shape == (1, 77, 12)
 
 
 def test_options_of_another_version_of_diffusers_do_not_matter(folder):
@@ -134,7 +134,7 @@ def test_overflow_is_refused_and_nothing_written(tmp_path):
 def test_the_vae_and_the_scheduler_are_the_checkpoints_own(folder):
     """SD3's shift of the noise levels and of the latents, as diffusers' pipelines apply them."""
     AutoencoderKL(**tiny.VAE, shift_factor=0.0609).save_pretrained(folder / 'vae')
-    extractor = FeatureExtractor.from_pretrained(folder).double()
+    extractor = Extractor.from_pretrained(folder).double()
     vae, images = extractor.encoder.vae, tiny.images(dtype=torch.float64)
     torch.testing.assert_close(extractor.encoder(images), (vae.encode(images).latent_dist.mode() - 0.0609) * 0.5)
     assert extractor.process.sigma[499] == pytest.approx(3 * 0.5 / (1 + 2 * 0.5))

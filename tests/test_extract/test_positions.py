@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from mmaselect.extract import FeatureExtractor
+from mmaselect.extract import Extractor
 from mmaselect.extract.families.dit import DiT, positions
 
 # Width 8: two frequencies, 1 and 1/100, for each of x and y. The training had a grid of 4 x 4.
@@ -46,7 +46,7 @@ def test_the_option_changes_other_grids_alone():
     def features(height, width, pos_scale):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return FeatureExtractor.from_arch(tiny.ARCH, pos_scale=pos_scale).eval()(tiny.images(1, height, width), 50)[0]
+            return Extractor.from_arch(tiny.ARCH, pos_scale=pos_scale).eval()(tiny.images(1, height, width), 50)[0]
 
     assert torch.equal(features(16, 16, 'extrapolate'), features(16, 16, None))
     assert torch.equal(features(16, 64, 'interpolate'), features(16, 64, None))
@@ -56,7 +56,7 @@ def test_the_option_changes_other_grids_alone():
 
 def test_unknown_positions_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"pos_scale of DiTTransformer2DModel is None or one of .*, not 'stretch'"):
-        FeatureExtractor.from_arch(tiny.ARCH, pos_scale='stretch')
+        Extractor.from_arch(tiny.ARCH, pos_scale='stretch')
     monkeypatch.delattr(DiT, 'pos_scales')  # a family that has no choice
     with pytest.raises(ValueError, match="is None or one of .*, not 'extrapolate'"):
-        FeatureExtractor.from_arch(tiny.ARCH, pos_scale='extrapolate')
+        Extractor.from_arch(tiny.ARCH, pos_scale='extrapolate')

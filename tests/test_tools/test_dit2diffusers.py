@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DiTPipeline
 from safetensors import safe_open
 
-from mmaselect.extract import FeatureExtractor, seeded_noise
+from mmaselect.extract import Extractor, seeded_noise
 
 TOOL = runs.ROOT / 'tools' / 'model_converters' / 'dit2diffusers.py'
 PROJECTORS = [f'projectors.0.{index}.{kind}' for index in (0, 2, 4) for kind in ('weight', 'bias')]
@@ -29,7 +29,7 @@ def convert(folder, vae, name='DiT-S-2.pt', state=None, options=('--heads', 2)):
 
 def check(folder, state, t, signal, sigma, model_time):
     """The folder's prediction at t against a forward pass written from the paper."""
-    extractor = FeatureExtractor.from_pretrained(folder).eval()
+    extractor = Extractor.from_pretrained(folder).eval()
     latent, noise = seeded_noise((1, 4, 8, 8), 1), seeded_noise((1, 4, 8, 8), 2)
     hidden, = extractor.features(latent, t, noise)
     time = extractor.process.model_time[[t]].float()

@@ -17,7 +17,7 @@ from diffusers import (
 )
 from safetensors.torch import load_file
 
-from mmaselect.extract import FeatureExtractor, loading, null_prompt
+from mmaselect.extract import Extractor, loading, null_prompt
 
 transformers = pytest.importorskip('transformers')
 SCRIPT = runs.ROOT / 'tools' / 'encode_null_prompt.py'
@@ -91,7 +91,7 @@ def test_the_file_has_what_the_pipeline_makes_of_the_empty_prompt(kind, request)
     assert made.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(made[name], value)
-    extractor = FeatureExtractor.from_pretrained(folder, [(2, 'query')]).eval()
+    extractor = Extractor.from_pretrained(folder, [(2, 'query')]).eval()
     length = {'sd3': 333, 'pixart': 1}[kind]  # of PixArt's 120 tokens all but the end of the sentence are padding
     torch.testing.assert_close(extractor.family.null_prompt_embeds, made['prompt_embeds'][:, :length])
     assert extractor.family.null_tokens == length

@@ -8,7 +8,7 @@ import runs
 import tiny
 from PIL import Image
 
-from mmaselect.extract import FeatureExtractor
+from mmaselect.extract import Extractor
 
 PRETRAIN = runs.ROOT / 'tools' / 'pretrain_dit.py'
 DIES = '''
@@ -40,7 +40,7 @@ def pretrained(data, tmp_path_factory):
 
 
 def test_pretraining_writes_a_pipeline_that_loads(pretrained):
-    extractor = FeatureExtractor.from_pretrained(pretrained)
+    extractor = Extractor.from_pretrained(pretrained)
     feature, = extractor(tiny.images(2, 16, 24), 100)
     assert feature.shape == (2, 128, 2, 3) and feature.isfinite().all()
     assert json.loads((pretrained / 'scheduler' / 'scheduler_config.json').read_text())['num_train_timesteps'] == 1000
@@ -70,7 +70,7 @@ def test_pretraining_takes_a_trained_vae(pretrained, data, tmp_path):
 def test_pretraining_on_pixels_with_flow_matching(data, tmp_path):
     printed = runs.run_here(*pretrain_words('flow', data, tmp_path, '--pixels', '--flow', '--bf16', '--dit-steps', 100))
     assert 'vae' not in printed and not (tmp_path / 'flow' / 'vae').exists()
-    extractor = FeatureExtractor.from_pretrained(tmp_path / 'flow')
+    extractor = Extractor.from_pretrained(tmp_path / 'flow')
     assert extractor.token_stride == 8 and extractor.process.signal[-1] == 0  # flow matching ends in pure noise
     feature, = extractor(tiny.images(2, 16, 24), 100)
     assert feature.shape == (2, 128, 2, 3) and feature.isfinite().all()
