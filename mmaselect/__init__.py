@@ -1,20 +1,27 @@
 """mmaselect: a pretrained Diffusion Transformer as a backbone for MMSegmentation and MMPretrain.
 
-``mmaselect.extract`` and ``mmaselect.selection`` need torch and diffusers only; ``register_all_modules`` adds what OpenMMLab
-configs use.
+``FeatureExtractor`` and ``select_timestep`` need torch and diffusers only; ``register_all_modules`` adds what OpenMMLab configs
+use; ``check_env`` says what is installed. All of them are imported when they are first used.
 """
-import importlib.util
-import warnings
+import importlib
 
 from .version import __version__
 
-__all__ = ['__version__', 'register_all_modules']
+__all__ = ['FeatureExtractor', '__version__', 'check_env', 'register_all_modules', 'select_timestep']
 
 INSTALL = ("mmaselect's OpenMMLab adapters need one of two stacks, never both: pip install 'mmaselect[onedl]' (maintained "
            "forks, torch 2.4 and newer) or 'mmaselect[openmmlab]' (stock, torch up to 2.1)")
+HOMES = {'FeatureExtractor': 'notebook', 'check_env': 'environment', 'select_timestep': 'notebook'}
 
-if importlib.util.find_spec('mmengine') is None:
-    warnings.warn(INSTALL, stacklevel=2)
+
+def __getattr__(name):
+    if name not in HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'.{HOMES[name]}', __name__), name)
+
+
+def __dir__():
+    return sorted({*globals(), *HOMES})
 
 
 def register_all_modules():

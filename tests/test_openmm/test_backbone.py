@@ -94,16 +94,14 @@ def test_options_are_not_changed():
 
 
 BLOCKED = '''
-import sys, warnings
+import sys
 for name in ('mmengine', 'mmcv', 'mmseg', 'mmpretrain'):
     sys.modules[name] = None
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *a: None if name == 'mmengine' else find(name, *a)
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter('always')
-    import mmaselect.extract, mmaselect.selection
-assert any("pip install 'mmaselect[onedl]'" in str(w.message) for w in caught), caught
+import mmaselect
+assert not {'torch', 'diffusers'} & set(sys.modules), 'import mmaselect is not light'
+assert {'FeatureExtractor', 'select_timestep', 'check_env'} <= set(dir(mmaselect))
+import mmaselect.extract, mmaselect.selection
+assert mmaselect.FeatureExtractor and mmaselect.select_timestep
 try:
     import mmaselect.openmm
 except ImportError as error:

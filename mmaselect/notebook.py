@@ -1,0 +1,148 @@
+"""Features of images in a notebook or a script: no config, and no OpenMMLab."""
+import torch
+from torch import nn
+
+from mmaselect.extract import Extractor
+from mmaselect.extract.inputs import to_batch
+from mmaselect.selection import TensorImages, sweep
+
+
+class FeatureExtractor(nn.Module):
+    """Features of images from a pretrained diffusion transformer at one timestep. Always frozen, always in evaluation mode.
+
+    Args:
+        extractor (Extractor): The model and its taps.
+        timestep (int | None): 0 is the cleanest. None leaves it open; set the attribute before the first image.
+        size (int | tuple[int, int] | None): Height and width in pixels that images are scaled to; None leaves them as they are.
+        seed (int): Of the noise, which is the same for every image.
+
+    Attributes:
+        timestep (int | None): As above.
+        selection (SelectionResult | None): How the timestep was chosen, where 'auto' did: every candidate's score, a plot.
+
+    Raises:
+        ValueError: The timestep is not in the schedule.
+
+    >>> from PIL import Image
+    >>> sheet = Image.open('configs/fashion_dit/samples.png')  # rows of images of 64 x 64 pixels, 2 pixels between them
+    >>> images = [sheet.crop((x, 2, x + 64, 66)) for x in range(2, sheet.width, 66)]
+    >>> model = FeatureExtractor.from_pretrained('configs/fashion_dit', timestep='auto', images=images, taps=[(5, 'hidden')],
+    ...                                          candidates=[0, 100, 500, 900], progress=False)
+    >>> maps, = model(images)  # one for each tap
+    >>> maps.shape
+    torch.Size([16, 128, 8, 8])
+    >>> model.timestep == model.selection.timestep
+    True
+    """
+
+    def __init__(self, extractor, *, timestep=None, size=None, seed=0):
+        super().__init__()
+        steps = len(extractor.process)
+        if timestep is not None and not (isinstance(timestep, int) and 0 <= timestep < steps):
+            raise ValueError(f"timestep={timestep!r}: 'auto', or an integer from 0, the cleanest, to {steps - 1}")
+        self.extractor = extractor.requires_grad_(False)
+        self.timestep, self.size, self.seed = timestep, size, seed
+        self.selection = None
+        self.eval()
+
+    @classmethod
+    def from_pretrained(cls, source, *, timestep='auto', images=None, taps=((-1, 'hidden'),), size=None, seed=0, device=None,
+                        dtype=torch.float32, **policy):
+        """Loads a checkpoint and, where the timestep is 'auto', chooses it.
+
+        Args:
+            source (str | Path): Folder or Hugging Face hub id in DiTPipeline layout: transformer/, vae/, scheduler/.
+            timestep (int | str | None): 'auto', or as above.
+            images: For 'auto': images of the kind that the features are wanted of, without labels; see ``to_batch`` for what
+                an image can be. Some dozens to some hundreds.
+            taps (Sequence[tuple[int, str]]): What to read, as (block, feature); see ``mmaselect.extract.TAPS``.
+            size, seed: As above.
+            device (str | torch.device | None): By default the GPU where there is one.
+            dtype (torch.dtype): Of the weights, float32 or bfloat16.
+            **policy: For 'auto', the options of ``select_timestep``. With ``choose_tap=True`` one of the taps is chosen as well.
+
+        Returns:
+            FeatureExtractor
+
+        Raises:
+            FileNotFoundError: The checkpoint is not there or lacks a part.
+            ValueError: Its parts do not fit each other, or the options do not.
+        """
+        auto = timestep == 'auto'
+        if auto and images is None:
+            raise ValueError("timestep='auto' chooses it on images: give images=, some dozens of the kind that the features are "
+                             'wanted of, or a timestep')
+        if not auto and (images is not None or policy):
+            raise ValueError(f"images and {sorted(policy) or 'its options'} are for timestep='auto', not for {timestep!r}")
+        device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        model = cls(Extractor.from_pretrained(source, taps).to(device, dtype), timestep=None if auto else timestep, size=size,
+                    seed=seed)
+        if auto:
+            model.selection = select_timestep(model, images, **policy)
+            model.timestep = model.selection.timestep
+            if model.selection.tap is not None:
+                model.extractor.set_taps([model.selection.tap])
+        return model
+
+    @torch.no_grad()
+    def forward(self, images, batch_size=16):
+        """Maps of features.
+
+        Args:
+            images: One image or several: PIL, uint8 (H, W, 3), or floating point (3, H, W) from 0 to 1; see ``to_batch``.
+            batch_size (int): Images at a time. Does not change the result.
+
+        Returns:
+            tuple[Tensor]: For each tap (B, D, h, w), one cell per ``extractor.token_stride`` pixels, rounded up.
+
+        Raises:
+            ValueError: Bad images.
+            RuntimeError: No timestep is chosen.
+        """
+        if self.timestep is None:
+            raise RuntimeError("no timestep is chosen: load the model with timestep='auto' and images, or set model.timestep, "
+                               'for instance to select_timestep(model, images).timestep')
+        device = next(self.extractor.parameters()).device
+        parts = [self.extractor(part.to(device), self.timestep, seed=self.seed)
+                 for part in to_batch(images, self.size).split(batch_size)]
+        return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))  # (B, D, h, w) each
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def select_timestep(model, images, *, labels=None, progress=True, **policy):
+    """Scores candidate timesteps on images and picks the one whose features are richest.
+
+    The model is left as it was: set ``model.timestep`` to use the choice.
+
+    Args:
+        model (FeatureExtractor): Its taps are scored, and the timestep is the best for all of them on average.
+        images: See ``to_batch``.
+        labels (Sequence | None): For scores that need them: (N,) classes, or (N, H, W) classes of the pixels that the model sees.
+        progress (bool): Whether to show a progress bar.
+        **policy: Options of ``mmaselect.selection.sweep``, such as ``score``, ``candidates`` and ``controls``.
+
+    Returns:
+        SelectionResult: ``timestep``, every candidate's score, ``table()``, ``plot(path)`` and more.
+
+    Raises:
+        ValueError: Bad images, labels that do not fit them, or bad options.
+        FloatingPointError: A feature or a score is not finite.
+
+    >>> from PIL import Image
+    >>> sheet = Image.open('configs/fashion_dit/samples.png')
+    >>> images = [sheet.crop((x, 2, x + 64, 66)) for x in range(2, sheet.width, 66)]
+    >>> model = FeatureExtractor.from_pretrained('configs/fashion_dit', timestep=None, taps=[(5, 'hidden')])
+    >>> result = select_timestep(model, images, candidates=[0, 100, 500, 900], progress=False)
+    >>> [candidate.timestep for candidate in result.candidates]
+    [0, 100, 500, 900]
+    >>> model.timestep = result.timestep
+    """
+    batch = to_batch(images, model.size)  # (N, 3, H, W)
+    if labels is not None:
+        labels = torch.as_tensor(labels)
+        if labels.shape not in (batch.shape[:1], (len(batch), *batch.shape[2:])):
+            raise ValueError(f'labels {tuple(labels.shape)} do not fit images {tuple(batch.shape)}: one for each image, or '
+                             'one for each pixel')
+    return sweep(model.extractor, TensorImages(batch, labels), progress=progress, **policy)

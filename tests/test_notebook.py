@@ -1,0 +1,90 @@
+"""Images to features in a notebook."""
+import numpy as np
+import planted
+import pytest
+import runs
+import tiny
+import torch
+from PIL import Image
+
+from mmaselect import FeatureExtractor, select_timestep
+
+DEMO = runs.ROOT / 'configs' / 'fashion_dit'
+PICTURES = [Image.fromarray(np.random.default_rng(index).integers(0, 256, (16, 24, 3), np.uint8)) for index in range(4)]
+
+
+def model(**options):
+    return FeatureExtractor(tiny.extractor([(1, 'hidden'), (2, 'query')]), **options)
+
+
+def test_features_are_those_of_the_lower_floor():
+    found = model(timestep=300, seed=5)(PICTURES)
+    batch = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) / 127.5 - 1 for p in PICTURES])
+    expected = tiny.extractor([(1, 'hidden'), (2, 'query')])(batch, 300, seed=5)
+    assert [tuple(maps.shape) for maps in found] == [(4, 16, 4, 6)] * 2
+    torch.testing.assert_close(found, expected)
+    assert not torch.equal(found[0], model(timestep=300)(PICTURES)[0])  # another seed, another noise
+
+
+def test_batches_do_not_change_the_result():
+    extractor = model(timestep=300)
+    torch.testing.assert_close(extractor(PICTURES, batch_size=3), extractor(PICTURES))
+    torch.testing.assert_close(extractor(PICTURES[2])[0], extractor(PICTURES)[0][2:3])
+
+
+def test_it_is_frozen():
+    extractor = model(timestep=300).train()
+    assert not any(module.training for module in extractor.modules())
+    assert not any(p.requires_grad for p in extractor.parameters())
+    assert not extractor(PICTURES)[0].requires_grad
+
+
+def test_selection_finds_a_planted_timestep():
+    extractor = model(timestep=7)
+    extractor.extractor = planted.Planted()
+    result = select_timestep(extractor, (planted.colours() + 1) / 2, candidates=planted.TIMES, progress=False)
+    assert result.timestep == planted.BEST
+    assert extractor.timestep == 7  # left as it was
+
+
+def test_auto_chooses_on_the_images_and_uses_the_choice():
+    options = dict(candidates=[20, 500, 900], progress=False, score='hfr')  # which rewards noise
+    extractor = FeatureExtractor.from_pretrained(DEMO, images=PICTURES, size=(32, 48), taps=[(2, 'hidden'), (5, 'key')],
+                                                 choose_tap=False, **options)
+    assert extractor.timestep == extractor.selection.timestep == select_timestep(extractor, PICTURES, **options).timestep
+    assert [tuple(maps.shape) for maps in extractor(PICTURES)] == [(4, 128, 4, 6)] * 2
+    fixed = FeatureExtractor.from_pretrained(DEMO, timestep=extractor.timestep, size=(32, 48), taps=[(2, 'hidden'), (5, 'key')])
+    torch.testing.assert_close(extractor(PICTURES), fixed(PICTURES))
+
+
+def test_auto_can_choose_the_tap_too():
+    extractor = FeatureExtractor.from_pretrained(DEMO, images=PICTURES, size=32, taps=[(2, 'hidden'), (5, 'key')], progress=False,
+                                                 candidates=[20, 500], choose_tap=True)
+    assert extractor.extractor.taps == (extractor.selection.tap,)
+    assert len(extractor(PICTURES)) == 1
+
+
+def test_labels():
+    extractor = model(timestep=7)
+    images = torch.stack([torch.full((3, 16, 24), 0.2 + 0.6 * (index % 2)) for index in range(8)])  # dark and bright
+    result = select_timestep(extractor, images, labels=[0, 1] * 4, score='ridge', candidates=[5, 900], progress=False)
+    assert result.best.score > 0.9
+    with pytest.raises(ValueError, match=r'labels \(3,\) do not fit images'):
+        select_timestep(extractor, images, labels=[0, 1, 0], progress=False)
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(), "timestep='auto' chooses it on images"),
+    (dict(timestep=5, images=PICTURES), "are for timestep='auto', not for 5"),
+    (dict(timestep=5, candidates=3), "'candidates'.* are for timestep='auto'"),
+    (dict(timestep=1000), r'timestep=1000.* to 999'),
+    (dict(timestep='best'), "timestep='best': 'auto', or an integer"),
+])
+def test_options_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FeatureExtractor.from_pretrained(DEMO, **options)
+
+
+def test_without_a_timestep_it_says_what_to_do():
+    with pytest.raises(RuntimeError, match=r'set model\.timestep'):
+        model()(PICTURES)
