@@ -1,20 +1,29 @@
 # make demo    environment, data, then the segmentation demo: sweep, training, evaluation, pictures
 # make test    environment, then the tests
+# make test-stock   the tests on the stock stack, in an environment of its own; the first time it compiles mmcv, a while
+# make docs    the documentation, into site/
 # make lint    ruff
 # make bench   forward pass, training, sweep and growth beside their peers and limits; QUICK=--quick shows in seconds that it runs
 # make bench-selection   every score against an exhaustive search; trains two more small DiTs first; hours
 # make compare   the demo against other backbones in one table; SEEDS and COMPARED say how many times, and what
 # make mae     pretrains the ViT that the comparison's MAE rows need, where its weights are not there
-# make clean   removes the environment and caches; data and results stay
+# make clean   removes the environments and caches; data, results and the compiled mmcv (.cache) stay
 #
 # PYTHON=python3.12 make test   another Python than python3, 3.10 or newer
 # VENV=/tmp/venv make test      another folder for the environment
 # TORCH='...' make test         what pip installs first, for instance with an index of builds without CUDA
+# STOCK_PYTHON=python3.11 make test-stock   likewise, 3.10 or 3.11; STOCK_VENV and STOCK_TORCH too
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= 'torch>=2.4' torchvision
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+STOCK_PYTHON ?= $(PYTHON)
+STOCK_VENV ?= .venv-stock
+STOCK_TORCH ?= torch==2.1.2 torchvision==0.16.2
+STOCK_BIN := $(STOCK_VENV)/bin
+STOCK_INSTALLED := $(STOCK_VENV)/.installed
+MMCV := --no-deps --find-links .cache mmcv==2.1.0
 SCENES := data/fashion_scenes/.complete
 PRETRAINING := data/fashion_scenes/.complete_pretraining
 MAE := configs/baselines/mae_vit_fashion.pth
@@ -23,11 +32,14 @@ COMPARED ?= configs/dit_aselect_fashion_scenes.py \
 	$(foreach name,resnet18 vit mae_frozen dit_fixed,configs/baselines/$(name)_fashion_scenes.py)
 IMAGES := data/fashion_scenes/img_dir/pretrain data/fashion_mnist/train-images-idx3-ubyte
 
-.PHONY: test demo lint bench bench-selection compare mae clean
+.PHONY: test test-stock demo docs lint bench bench-selection compare mae clean
 .DELETE_ON_ERROR:
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-stock: $(STOCK_INSTALLED)
+	$(STOCK_BIN)/python -m pytest
 
 demo: $(INSTALLED) $(SCENES)
 	$(BIN)/python tools/train.py configs/dit_aselect_fashion_scenes.py
@@ -46,14 +58,19 @@ compare: $(INSTALLED) $(SCENES) $(MAE)
 
 mae: $(MAE)
 
+docs: $(INSTALLED)
+	test -x $(BIN)/mkdocs || $(BIN)/pip install -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(STOCK_VENV) site build *.egg-info .pytest_cache .ruff_cache
 
 # PyTorch comes in a call of its own: onedl-mmcv is built in an environment without it, hence quickly and without compiled
-# operators, which nothing here needs. grad-cam, of which mmseg's tool needs an old one, would bring a second OpenCV. The last line is for machines without libGL, where opencv-python does not load.
+# operators, which nothing here needs. grad-cam, of which mmseg's tool needs an old one, would bring a second OpenCV. The last line is
+# for machines without libGL, where opencv-python does not load.
 $(INSTALLED): setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo '$(PYTHON) is missing or older than 3.10: name a newer one, as in PYTHON=python3.12 make $(MAKECMDGOALS)'; exit 1; }
@@ -64,6 +81,21 @@ $(INSTALLED): setup.py
 	$(BIN)/pip install -e '.[onedl,dev,export]'
 	$(BIN)/pip install --no-deps 'grad-cam<1.5' ttach
 	$(BIN)/python -c 'import cv2' || { $(BIN)/pip uninstall -y opencv-python && $(BIN)/pip install opencv-python-headless; }
+	touch $@
+
+# PyPI has no mmcv 2.1.0 with compiled operators, and mmseg 1.2.2 does not import without them. They are compiled against the torch
+# of this environment (hence no build isolation) and not optimised, since no test spends time in them. The wheel is kept.
+$(STOCK_INSTALLED): setup.py
+	@$(STOCK_PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' || \
+		{ echo 'the stock stack needs Python 3.10 or 3.11: name one, as in STOCK_PYTHON=python3.11 make test-stock'; exit 1; }
+	test -x $(STOCK_BIN)/pip || $(STOCK_PYTHON) -m venv $(STOCK_VENV)
+	$(STOCK_BIN)/pip install 'setuptools==65.*' wheel ninja 'numpy<2' $(STOCK_TORCH)
+	$(STOCK_BIN)/pip install --no-index $(MMCV) || { \
+		CFLAGS='-O0 -g0' MMCV_WITH_OPS=1 FORCE_CUDA=0 $(STOCK_BIN)/pip wheel --no-build-isolation --wheel-dir .cache $(MMCV) && \
+		$(STOCK_BIN)/pip install --no-index $(MMCV); }
+	$(STOCK_BIN)/pip install -e '.[openmmlab,dev]'
+	$(STOCK_BIN)/python -c 'import cv2' || \
+		{ $(STOCK_BIN)/pip uninstall -y opencv-python && $(STOCK_BIN)/pip install 'opencv-python-headless<4.12'; }
 	touch $@
 
 $(SCENES): tools/dataset_converters/fashion_mnist.py tools/dataset_converters/fashion_scenes.py | $(INSTALLED)

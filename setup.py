@@ -1,10 +1,29 @@
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 README = ROOT / 'README.md'
+
+
+class BuildWithMim(build_py):
+    """Copies configs/ and tools/ into the package's .mim/, where `mim train mmaselect` and `mim test mmaselect` look.
+
+    An editable installation has none: there, tools/ and configs/ of the checkout are at hand.
+    """
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        mim = Path(self.build_lib) / 'mmaselect' / '.mim'
+        shutil.rmtree(mim, ignore_errors=True)  # of an earlier build
+        for folder in ('configs', 'tools'):
+            shutil.copytree(ROOT / folder, mim / folder, ignore=shutil.ignore_patterns('__pycache__', '*.pyc'))
+
 
 setup(
     name='mmaselect',
@@ -15,17 +34,22 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['mmaselect', 'mmaselect.*']),
     package_data={'mmaselect.report': ['page.html']},
+    cmdclass=dict(build_py=BuildWithMim),
     python_requires='>=3.10',
     install_requires=['torch>=2.1', 'torchvision', 'diffusers>=0.35', 'safetensors', 'numpy', 'matplotlib', 'tqdm', 'jinja2',
-                      'pillow'],
+                      'pillow', 'packaging'],
     extras_require={
         # The OpenMMLab stack, one of the two and never both: they provide modules of the same names.
         'onedl': ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'onedl-mmpretrain', 'ftfy', 'regex'],
-        'openmmlab': ['mmengine>=0.10.7', 'mmcv==2.1.0', 'mmsegmentation==1.2.2', 'mmpretrain==1.2.0', 'ftfy', 'regex'],
+        # With what fits torch 2.1: numpy 1, and the last diffusers that works there.
+        'openmmlab': ['mmengine>=0.10.7', 'mmcv==2.1.0', 'mmsegmentation==1.2.2', 'mmpretrain==1.2.0', 'ftfy', 'regex', 'numpy<2',
+                      'opencv-python<4.12', 'diffusers==0.35.2', 'huggingface_hub<1'],
         'export': ['timm', 'onnx', 'onnxscript', 'onnxruntime'],  # tools/export_vit.py; the last to run what it writes
         'lora': ['peft'],
         'text': ['transformers', 'sentencepiece', 'protobuf'],  # for tools/encode_null_prompt.py, whose test is part of dev
-        # For benchmarks/ (its digits), for mmseg's analyze_logs, for what looks at TensorBoard's files, and for the empty prompt.
-        'dev': ['pytest', 'ruff', 'scikit-learn', 'seaborn', 'tensorboard', 'transformers', 'peft'],
+        # For benchmarks/ (its digits), for mmseg's analyze_logs, for what looks at TensorBoard's files, for the empty prompt, for
+        # LoRA, and to build a wheel.
+        'dev': ['pytest', 'ruff', 'scikit-learn', 'seaborn', 'tensorboard', 'transformers', 'peft', 'setuptools', 'wheel'],
+        'docs': ['mkdocs-material', 'mkdocstrings[python]'],
     },
 )
