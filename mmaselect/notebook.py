@@ -23,16 +23,17 @@ class FeatureExtractor(nn.Module):
     Raises:
         ValueError: The timestep is not in the schedule.
 
-    >>> from PIL import Image
-    >>> sheet = Image.open('configs/fashion_dit/samples.png')  # rows of images of 64 x 64 pixels, 2 pixels between them
-    >>> images = [sheet.crop((x, 2, x + 64, 66)) for x in range(2, sheet.width, 66)]
-    >>> model = FeatureExtractor.from_pretrained('configs/fashion_dit', timestep='auto', images=images, taps=[(5, 'hidden')],
-    ...                                          candidates=[0, 100, 500, 900], progress=False)
-    >>> maps, = model(images)  # one for each tap
-    >>> maps.shape
-    torch.Size([16, 128, 8, 8])
-    >>> model.timestep == model.selection.timestep
-    True
+    Examples:
+        >>> from PIL import Image
+        >>> sheet = Image.open('configs/fashion_dit/samples.png')  # rows of images of 64 x 64 pixels, 2 pixels between them
+        >>> images = [sheet.crop((x, 2, x + 64, 66)) for x in range(2, sheet.width, 66)]
+        >>> model = FeatureExtractor.from_pretrained('configs/fashion_dit', timestep='auto', images=images, taps=[(5, 'hidden')],
+        ...                                          candidates=[0, 100, 500, 900], progress=False)
+        >>> maps, = model(images)  # one for each tap
+        >>> maps.shape
+        torch.Size([16, 128, 8, 8])
+        >>> model.timestep == model.selection.timestep
+        True
     """
 
     def __init__(self, extractor, *, timestep=None, size=None, seed=0):
@@ -130,14 +131,15 @@ def select_timestep(model, images, *, labels=None, progress=True, **policy):
         ValueError: Bad images, labels that do not fit them, or bad options.
         FloatingPointError: A feature or a score is not finite.
 
-    >>> from PIL import Image
-    >>> sheet = Image.open('configs/fashion_dit/samples.png')
-    >>> images = [sheet.crop((x, 2, x + 64, 66)) for x in range(2, sheet.width, 66)]
-    >>> model = FeatureExtractor.from_pretrained('configs/fashion_dit', timestep=None, taps=[(5, 'hidden')])
-    >>> result = select_timestep(model, images, candidates=[0, 100, 500, 900], progress=False)
-    >>> [candidate.timestep for candidate in result.candidates]
-    [0, 100, 500, 900]
-    >>> model.timestep = result.timestep
+    Examples:
+        >>> from PIL import Image
+        >>> sheet = Image.open('configs/fashion_dit/samples.png')
+        >>> images = [sheet.crop((x, 2, x + 64, 66)) for x in range(2, sheet.width, 66)]
+        >>> model = FeatureExtractor.from_pretrained('configs/fashion_dit', timestep=None, taps=[(5, 'hidden')])
+        >>> result = select_timestep(model, images, candidates=[0, 100, 500, 900], progress=False)
+        >>> [candidate.timestep for candidate in result.candidates]
+        [0, 100, 500, 900]
+        >>> model.timestep = result.timestep
     """
     batch = to_batch(images, model.size)  # (N, 3, H, W)
     if labels is not None:

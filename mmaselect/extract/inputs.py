@@ -25,8 +25,9 @@ def to_batch(images, size=None):
     Raises:
         ValueError: No image, something else than images, values out of range, or sizes that differ.
 
-    >>> to_batch(np.full((4, 6, 3), 255, np.uint8)).shape
-    torch.Size([1, 3, 4, 6])
+    Examples:
+        >>> to_batch(np.full((4, 6, 3), 255, np.uint8)).shape
+        torch.Size([1, 3, 4, 6])
     """
     parts = [_batch(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
     if size is not None:

@@ -22,8 +22,9 @@ def resolve(taps, depth):
     Raises:
         ValueError: No tap, an unknown name, a block out of range, a duplicate, or blocks that do not ascend.
 
-    >>> resolve([(5, 'hidden'), (-1, 'query')], depth=12)
-    ((5, 'hidden'), (11, 'query'))
+    Examples:
+        >>> resolve([(5, 'hidden'), (-1, 'query')], depth=12)
+        ((5, 'hidden'), (11, 'query'))
     """
     resolved = []
     for tap in taps:

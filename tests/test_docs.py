@@ -1,0 +1,137 @@
+"""What README.md and docs/ tell users to type exists: scripts, options, make targets, files; and their Python blocks run.
+
+A block may be marked by a comment before it, ``<!-- needs a GPU -->`` or the like: its Python is then compiled but not run.
+Commands are never run here, since other tests run the tools.
+"""
+import contextlib
+import functools
+import io
+import re
+import runpy
+import shlex
+import sys
+
+import pytest
+import runs
+
+from mmaselect.selection import scores
+
+PAGES = [runs.ROOT / 'README.md', runs.ROOT / 'CONTRIBUTING.md', *sorted((runs.ROOT / 'docs').glob('*.md'))]
+SHELL = ('', 'bash', 'sh', 'shell', 'console')
+# What is not ours to check, and the scripts whose options a script hands on.
+FOREIGN = {'mim', 'pip', 'git', 'source', 'cd', 'export', 'pre-commit'}
+HANDS_ON = {'tools/dist_train.sh': 'tools/train.py', 'tools/slurm_train.sh': 'tools/train.py',
+            'tools/dist_test.sh': 'tools/test.py', 'tools/slurm_test.sh': 'tools/test.py'}
+# Folders that come with the repository; others, such as data/ and work_dirs/, come into being later.
+SHIPPED = ('configs/', 'tools/', 'benchmarks/', 'mmaselect/', 'tests/', 'docs/')
+
+
+def blocks(text):
+    """(language, mark, content) of each fenced or indented block; the language of an indented one is ''."""
+    mark = r'(?:<!-- (needs .*?) -->\n+)?'
+    fenced = re.compile(mark + r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+    indented = re.compile(mark + r'^()((?: {4}.*\n)+)', re.MULTILINE)
+    found = [*fenced.finditer(text), *indented.finditer(fenced.sub('', text))]
+    return [(m[2], m[1], m[3]) for m in found]
+
+
+def commands(text):
+    """The words of each command, without the environment variables that are set before it."""
+    for language, _, body in blocks(text):
+        if language in SHELL:
+            for line in body.replace('\\\n', ' ').splitlines():
+                words = shlex.split(line.strip().removeprefix('$ '), comments=True)
+                while words and re.match(r'\w+=', words[0]):
+                    words.pop(0)
+                if words and (language or is_command(words[0])):
+                    yield words
+
+
+def is_command(word):
+    """Whether an indented line that begins with it is meant as a command: others show a layout of folders or an output."""
+    return word in {'make', 'python', 'bash', *FOREIGN}
+
+
+@functools.cache
+def help_of(script):
+    """What the script prints for --help."""
+    argv, sys.argv = sys.argv, [script, '--help']
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
+            runpy.run_module(script, run_name='__main__') if script == 'mmaselect' else \
+                runpy.run_path(str(runs.ROOT / script), run_name='__main__')
+    finally:
+        sys.argv = argv
+    return printed.getvalue()
+
+
+def problems(words):
+    """What is wrong with a command, a sentence each."""
+    program, *rest = words
+    if program == 'make':
+        targets = re.findall(r'^([\w-]+):', (runs.ROOT / 'Makefile').read_text(), re.MULTILINE)
+        return [f'no target {target}' for target in rest if '=' not in target and target not in targets]
+    if program == 'pip' and rest[:1] == ['install']:
+        extras = [name for word in rest for group in re.findall(r'\[(.+)\]', word) for name in group.split(',')]
+        return [f'no extra {name}' for name in extras if f"'{name}': [" not in (runs.ROOT / 'setup.py').read_text()]
+    if program in FOREIGN:
+        return []
+    if program not in ('python', 'bash'):
+        return [f'unknown program {program}']
+    script = rest[1] if rest[0] == '-m' else rest[0]
+    if rest[0] == '-m' and script != 'mmaselect':
+        return []
+    missing = [word for word in rest if word.startswith(SHIPPED) and not (runs.ROOT / word).exists()]
+    if missing:
+        return [f'no such file {name}' for name in missing]
+    known = help_of(HANDS_ON.get(script, script))
+    return [f'{script} has no option {word}' for word in (w.partition('=')[0] for w in rest)
+            if word.startswith('--') and not re.search(rf'{word}\b(?!-)', known)]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_commands_name_what_exists(page):
+    wrong = [f'{shlex.join(words)}: {problem}' for words in commands(page.read_text()) for problem in problems(words)]
+    assert not wrong, '\n'.join(wrong)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page, monkeypatch):
+    """One after the other, as in a notebook, so that a later one may use what an earlier one made."""
+    monkeypatch.chdir(runs.ROOT)
+    monkeypatch.setattr(scores, 'SCORES', dict(scores.SCORES))  # an example registers one of its own
+    names = {}
+    for number, (language, mark, body) in enumerate(blocks(page.read_text())):
+        if language == 'python':
+            code = compile(body, f'{page.name}, block {number}', 'exec')
+            if not mark:
+                exec(code, names)
+
+
+PAGE = """
+    make tets
+    python tools/trian.py configs/dit_aselect_cub.py
+
+```bash
+FOO=1 python tools/train.py \\
+    configs/dit_aselect_cub.py --resum
+bash tools/dist_train.sh configs/nothing.py 8
+frobnicate
+pip install -e '.[onedl,typo]'
+python tools/train.py configs/dit_aselect_cub.py --resume --cfg-options a=1  # nothing wrong here
+```
+
+    folder/
+        file
+"""
+
+
+def test_the_check_finds_what_is_wrong():
+    assert {problem for words in commands(PAGE) for problem in problems(words)} == {
+        'no target tets', 'no such file tools/trian.py', 'tools/train.py has no option --resum',
+        'no such file configs/nothing.py', 'unknown program frobnicate', 'no extra typo'}
+
+
+def test_blocks_are_told_apart():
+    text = 'Text\n\n    make demo\n\n<!-- needs a GPU -->\n\n```python\nx = 1\n```\n'
+    assert blocks(text) == [('python', 'needs a GPU', 'x = 1\n'), ('', None, '    make demo\n')]
