@@ -57,7 +57,8 @@ class FeatureExtractor(nn.Module):
             images: For 'auto': images of the kind that the features are wanted of, without labels; see ``to_batch`` for what
                 an image can be. Some dozens to some hundreds.
             taps (Sequence[tuple[int, str]]): What to read, as (block, feature); see ``mmaselect.extract.TAPS``.
-            size, seed: As above.
+            size (int | tuple[int, int] | None): As above.
+            seed (int): As above.
             device (str | torch.device | None): By default the GPU where there is one.
             dtype (torch.dtype): Of the weights, float32 or bfloat16.
             **policy: For 'auto', the options of ``select_timestep``. With ``choose_tap=True`` one of the taps is chosen as well.

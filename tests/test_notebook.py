@@ -32,6 +32,14 @@ def test_batches_do_not_change_the_result():
     torch.testing.assert_close(extractor(PICTURES[2])[0], extractor(PICTURES)[0][2:3])
 
 
+def test_bfloat16():
+    taps = [(1, 'hidden'), (2, 'query')]
+    found = FeatureExtractor(tiny.extractor(taps, dtype=torch.bfloat16), timestep=300)(PICTURES)
+    for own, expected in zip(found, model(timestep=300)(PICTURES), strict=True):
+        assert own.dtype == torch.bfloat16
+        torch.testing.assert_close(own.float(), expected, rtol=0.05, atol=0.05)
+
+
 def test_it_is_frozen():
     extractor = model(timestep=300).train()
     assert not any(module.training for module in extractor.modules())
