@@ -35,12 +35,13 @@ class Extractor(nn.Module):
         pos_scale (str | None): Positions on grids of other sizes than the training's. 'interpolate' stretches the grid over the
             training's, each side on its own; 'extrapolate' keeps the training's distance between tokens and goes on beyond its
             end; see ``families.dit.positions``. None is the family's own way, for DiT 'interpolate'.
+        **encoder: ``dtype`` and ``chunk_pixels`` of the ``LatentEncoder``.
 
     Raises:
         ValueError: Taps or positions that the model does not have, or parts that do not fit each other.
     """
 
-    def __init__(self, parts, taps=((-1, 'hidden'),), pos_scale=None):
+    def __init__(self, parts, taps=((-1, 'hidden'),), pos_scale=None, **encoder):
         super().__init__()
         self.family = family_of(parts.transformer, parts.null)
         if pos_scale is not None:
@@ -49,21 +50,21 @@ class Extractor(nn.Module):
                 raise ValueError(f'pos_scale of {type(parts.transformer).__name__} is None or one of {choices}, not '
                                  f'{pos_scale!r}')
             self.family.pos_scale = pos_scale
-        self.encoder = LatentEncoder(parts.vae, patch_size=self.family.patch_size, channels=self.family.in_channels)
+        self.encoder = LatentEncoder(parts.vae, patch_size=self.family.patch_size, channels=self.family.in_channels, **encoder)
         self.process: NoiseProcess = parts.process
         self._walk = walk
         self.checkpointing = False  # whether a backward pass computes the blocks anew instead of remembering their inside
         self.set_taps(taps)
 
     @classmethod
-    def from_pretrained(cls, source, taps=((-1, 'hidden'),), pos_scale=None):
+    def from_pretrained(cls, source, taps=((-1, 'hidden'),), pos_scale=None, **encoder):
         """An extractor of a checkpoint folder or hub id in DiTPipeline layout; see ``loading.from_pretrained``."""
-        return cls(loading.from_pretrained(source), taps, pos_scale)
+        return cls(loading.from_pretrained(source), taps, pos_scale, **encoder)
 
     @classmethod
-    def from_arch(cls, arch, taps=((-1, 'hidden'),), pos_scale=None):
+    def from_arch(cls, arch, taps=((-1, 'hidden'),), pos_scale=None, **encoder):
         """An extractor with random weights; see ``loading.from_arch``."""
-        return cls(loading.from_arch(arch), taps, pos_scale)
+        return cls(loading.from_arch(arch), taps, pos_scale, **encoder)
 
     def set_taps(self, taps):
         """Reads these (block, name) from now on.
@@ -148,9 +149,19 @@ class Extractor(nn.Module):
         Raises:
             ValueError: Wrong images, timesteps, kind of noise or number of draws.
         """
-        latent = self.encoder(images)  # (B, C, H/stride, W/stride)
+        return self.from_latents(self.encoder(images), t, noise, seed, draws)
+
+    def from_latents(self, latent, t, noise='seeded', seed=0, draws=1):
+        """As ``forward``, of latents (B, C, H/stride, W/stride) that ``encoder`` gave.
+
+        Raises:
+            ValueError: Wrong latents, timesteps, kind of noise or number of draws.
+        """
+        channels, patch = self.family.in_channels, self.family.patch_size
+        if latent.ndim != 4 or latent.shape[1] != channels or any(side % patch for side in latent.shape[2:]):
+            raise ValueError(f'latents must be (B, {channels}, h, w) of whole patches of {patch}, not {tuple(latent.shape)}')
         noises = draw(latent, noise, seed, draws)
-        tokens = latent[:, 0].numel() // self.family.patch_size ** 2
+        tokens = latent[:, 0].numel() // patch ** 2
         return tuple(m for one in (t if isinstance(t, (list, tuple)) else [t])
                      for m in average(self.features, latent, one, noises, tokens))
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import tiny
 import torch
@@ -58,3 +60,47 @@ def test_chunks_change_nothing(monkeypatch):
     whole = encoder(images)
     monkeypatch.setattr(latent, 'CHUNK_PIXELS', 2 * 16 * 16)
     torch.testing.assert_close(encoder(images), whole)
+    monkeypatch.undo()
+    seen = []
+    encoder.vae.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    encoder.chunk_pixels = 3 * 16 * 16
+    torch.testing.assert_close(encoder(images), whole)
+    assert seen == [3, 2]
+
+
+@pytest.mark.parametrize('shift', [None, 0.25])
+def test_the_posterior_is_that_of_the_vae(shift):
+    encoder = tiny.extractor(dtype=torch.float64).encoder
+    encoder.vae.register_to_config(shift_factor=shift)
+    images = tiny.images(3, 16, 24, dtype=torch.float64)
+    plain = copy.deepcopy(encoder.vae).to(memory_format=torch.contiguous_format)  # ours is channels_last
+    mean, std = plain.quant_conv(plain.encoder(images)).chunk(2, 1)  # the second is the logarithm of the variance
+    for ours, theirs in zip(encoder.posterior(images), ((mean - (shift or 0)) * 0.5, (std / 2).exp() * 0.5), strict=True):
+        torch.testing.assert_close(ours, theirs)
+        assert ours.is_contiguous()
+
+
+def test_a_vae_in_bfloat16_gives_latents_in_the_dtype_of_the_images():
+    exact, rough = (tiny.extractor().encoder for _ in range(2))
+    rough = latent.LatentEncoder(rough.vae, patch_size=2, channels=4, dtype='bfloat16')
+    found, expected = rough(tiny.images()), exact(tiny.images())
+    assert rough.vae.dtype == torch.bfloat16 and found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.03, rtol=0.03)
+    assert not torch.equal(found, expected)
+
+
+@pytest.mark.parametrize('dtype, reason', [('float16', 'overflow'), ('int8', 'one of')])
+def test_other_dtypes_are_refused(dtype, reason):
+    with pytest.raises(ValueError, match=f"not in '{dtype}'.*{reason}" if dtype == 'float16' else reason):
+        tiny.Extractor.from_arch(tiny.ARCH, dtype=dtype)
+
+
+def test_the_fingerprint_tells_encoders_apart():
+    encoder, other = tiny.extractor().encoder, tiny.extractor().encoder
+    own = encoder.fingerprint()
+    other.drop_decoder()
+    assert own == other.fingerprint()
+    changed = [tiny.extractor(seed=1).encoder, tiny.extractor(dtype=torch.float64).encoder,
+               tiny.extractor(arch=dict(tiny.ARCH, vae=dict(tiny.VAE, scaling_factor=0.6))).encoder]
+    assert len({own, *(one.fingerprint() for one in changed)}) == 4
+    assert tiny.extractor(arch=tiny.PIXEL_ARCH).encoder.fingerprint() is None

@@ -95,6 +95,13 @@ def test_each_view_is_encoded_once_and_candidates_share_forward_passes():
     assert [call for call in model.calls if call[0] == 'forward'] == [('forward', 32)] * 3 + [('forward', 16)]
 
 
+def test_the_vae_sees_each_view_once():
+    extractor, seen = tiny.extractor(), []
+    extractor.encoder.vae.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    sweep(extractor, TensorImages(tiny.images(6), batch_size=4), candidates=5, forward_batch=3)
+    assert sum(seen) == 6 * 2
+
+
 def test_a_real_extractor_keeps_its_mode_and_weights():
     extractor = tiny.extractor([(0, 'query'), (-1, 'hidden')]).train()
     before = {name: value.clone() for name, value in extractor.state_dict().items()}
