@@ -6,6 +6,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmaselect', locations=['mmaselect.openmm'])
@@ -13,3 +14,4 @@ HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmaselect', locations=['m
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmaselect', locations=['mmaselect.openmm.datasets'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry('optimizer wrapper constructor', parent=MMENGINE_CONSTRUCTORS, scope='mmaselect',
                                       locations=['mmaselect.openmm'])
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmaselect', locations=['mmaselect.openmm'])

@@ -6,11 +6,13 @@ except ImportError as error:
     raise ImportError(INSTALL) from error
 
 from .backbone import DiTBackbone
+from .cached import CachedFeatures, FlipLatents, LoadFeatures, LoadLatents
 from .hook import AutoTimestepHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .neck import AutoTimestepNeck
 from .safe_load import enable_safe_loading
 
-__all__ = ['AutoTimestepHook', 'AutoTimestepNeck', 'DiTBackbone', 'LayerDecayOptimWrapperConstructor']
+__all__ = ['AutoTimestepHook', 'AutoTimestepNeck', 'CachedFeatures', 'DiTBackbone', 'FlipLatents',
+           'LayerDecayOptimWrapperConstructor', 'LoadFeatures', 'LoadLatents']
 
 enable_safe_loading()

@@ -7,6 +7,7 @@ import torch
 from mmengine.model import BaseModule
 
 from mmaselect.extract import TAPS, Extractor, resolve
+from mmaselect.extract.cache import check_vae
 from mmaselect.extract.draws import check_noise
 from mmaselect.extract.fold import fold, foldable, is_folded, restored, same_trunk
 from mmaselect.extract.lora import add_lora
@@ -55,6 +56,10 @@ class DiTBackbone(BaseModule):
         fold (bool): Whether to fold it at the choice. False keeps it whole, with its embedders and its modulation, which are
             then trained too; other families than DiT, and a DiT with adapters, are whole in any case.
         compile (bool | dict): Whether ``torch.compile`` compiles the blocks, or its options.
+        latents (str | None): Folder that tools/cache_latents.py wrote: what comes in is then not images but their latents,
+            which ``LoadLatents`` gives, and the VAE does not run.
+        vae_dtype (str | None): 'float32' or 'bfloat16', in which the VAE computes; None leaves it as it was loaded.
+        vae_pixels (int | None): At most so many image pixels go through the VAE at a time, which bounds its memory.
         init_cfg (dict | None): MMEngine's.
 
     Raises:
@@ -66,7 +71,7 @@ class DiTBackbone(BaseModule):
 
     def __init__(self, pretrained=None, arch=None, taps=((-1, 'hidden'),), timestep=None, num_timesteps=None, noise='seeded',
                  seed=0, noise_draws=1, pos_scale=None, frozen=True, lora=None, with_cp=False, fold=True, compile=False,
-                 init_cfg=None):
+                 latents=None, vae_dtype=None, vae_pixels=None, init_cfg=None):
         super().__init__(init_cfg)
         if (pretrained is None) == (arch is None):
             raise ValueError('DiTBackbone needs either pretrained (a folder or hub id) or arch (sizes, random weights)')
@@ -76,8 +81,8 @@ class DiTBackbone(BaseModule):
         if lora is not None and not frozen:
             raise ValueError('lora trains adapters and frozen=False all weights of the DiT: leave out one of the two')
         taps = [tuple(tap) if isinstance(tap, list) else tap for tap in taps]
-        self.extractor = (Extractor.from_pretrained(pretrained, taps, pos_scale) if arch is None
-                          else Extractor.from_arch(arch, taps, pos_scale))
+        make, source = (Extractor.from_pretrained, pretrained) if arch is None else (Extractor.from_arch, arch)
+        self.extractor = make(source, taps, pos_scale, dtype=vae_dtype, chunk_pixels=vae_pixels)
         self.extractor.encoder.drop_decoder()
         if compile is not False:
             self.extractor.compile(**({} if compile is True else compile))
@@ -89,6 +94,7 @@ class DiTBackbone(BaseModule):
         self.frozen = frozen and lora is None  # whether nothing in the DiT is trained
         self.extractor.checkpointing = with_cp
         self.folds = fold and lora is None and foldable(self.extractor.family)
+        self.latents, self._latents_checked = latents, False
         self.vit = None
         self.timesteps = ()  # all chosen ones in their order: the buffer's values where reading them does not wait for the GPU
         # A single one has no dimension, as in checkpoints from when there was but one.
@@ -161,10 +167,12 @@ class DiTBackbone(BaseModule):
         self.extractor.family = whole.requires_grad_(False).eval()
 
     def forward(self, images):
-        """Maps of features, one per timestep and tap, each (B, D, h, w), of images (B, 3, H, W) in [-1, 1].
+        """Maps of features, one per timestep and tap, each (B, D, h, w), of images (B, 3, H, W) in [-1, 1], or of their cached
+        latents (B, C, h, w).
 
         Raises:
             RuntimeError: No timestep is chosen.
+            ValueError: Not what is expected, or the latents are another VAE's.
         """
         if not self.timesteps:
             raise RuntimeError('DiTBackbone has no timestep yet. Either fix one (backbone=dict(timestep=...)), or load a '
@@ -172,7 +180,13 @@ class DiTBackbone(BaseModule):
                                "(custom_hooks=[dict(type='mmaselect.AutoTimestepHook')] with an AutoTimestepNeck)")
         noise = 'seeded' if self.noise == 'random' and not self.training else self.noise
         with torch.no_grad() if self.frozen else contextlib.nullcontext():
-            return self.extractor(images, self.timesteps, noise=noise, seed=self.seed, draws=self.noise_draws)
+            options = dict(noise=noise, seed=self.seed, draws=self.noise_draws)
+            if self.latents is None:
+                return self.extractor(images, self.timesteps, **options)
+            if not self._latents_checked:  # at the first batch, since a checkpoint may have another VAE
+                check_vae(self.latents, self.extractor.encoder)
+                self._latents_checked = True
+            return self.extractor.from_latents(images, self.timesteps, **options)
 
     def train(self, mode=True):
         """A frozen DiT stays in evaluation mode; the VAE always does."""

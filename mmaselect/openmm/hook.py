@@ -14,6 +14,7 @@ from mmaselect.registry import HOOKS
 from mmaselect.selection import sweep
 
 from .backbone import DiTBackbone
+from .cached import CachedFeatures
 from .fsdp import whole
 from .images import SweepImages
 from .neck import AutoTimestepNeck
@@ -104,10 +105,13 @@ class AutoTimestepHook(Hook):
             SelectionResult | None: None where the choice was already made.
 
         Raises:
-            ValueError: The model has no DiTBackbone, needs a choice and has no AutoTimestepNeck, or cannot be unfolded.
+            ValueError: The model has no DiTBackbone, needs a choice and has no AutoTimestepNeck or cached latents for images, or
+                cannot be unfolded.
         """
         model = unwrap(runner.model)
         backbone, neck = find(model, DiTBackbone), find(model, AutoTimestepNeck)
+        if find(model, CachedFeatures):
+            return None  # they were made at a choice
         if backbone is None:
             raise ValueError('AutoTimestepHook found no DiTBackbone in the model: remove the hook or use the backbone')
         if backbone.chosen is not None and not self.reselect:
@@ -118,6 +122,9 @@ class AutoTimestepHook(Hook):
         if neck is None:
             raise ValueError("no timestep is chosen and the model has no AutoTimestepNeck, which holds the policy: add it to "
                              "model.neck (type='mmaselect.AutoTimestepNeck'), or fix backbone.timestep")
+        if backbone.latents is not None:
+            raise ValueError('the sweep looks at images, and this config has cached latents in their place: choose first, with '
+                             'tools/select_timestep.py on the config without them, and fix backbone.timestep')
         if neck.policy['num_timesteps'] != backbone.num_timesteps:
             raise ValueError(f"the neck chooses {neck.policy['num_timesteps']} timesteps and the backbone is set up for "
                              f'{backbone.num_timesteps}: set backbone.num_timesteps and neck.timesteps to the same number')
