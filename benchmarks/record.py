@@ -32,6 +32,7 @@ def machine():
 
 
 def write(path, head, rows):
-    """JSON; the file appears only when it is whole."""
+    """JSON, a line per row; the file appears only when it is whole."""
+    lines = ',\n'.join(json.dumps(row) for row in rows)
     with atomic(path) as part:
-        part.write_text(json.dumps(dict(head, rows=rows), indent=1) + '\n')
+        part.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
