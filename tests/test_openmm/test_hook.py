@@ -310,7 +310,8 @@ def test_worker_processes_give_the_same_images(trained, data, tmp_path):
 
 
 def test_images_are_those_of_validation_cut_to_the_crop_size(data, tmp_path):
-    runner = runs.runner('aselect_ade20k', data, tmp_path)
+    larger = {'val_dataloader.dataset.pipeline.1.scale': (128, 40)}  # than the crop, on both edges
+    runner = runs.runner('aselect_ade20k', data, tmp_path, larger)
     whole, cut = sample(runner, size=None), sample(runner)
     assert len({image.shape for image in whole.values()}) > 1  # else this shows nothing
     assert {image.shape for image in cut.values()} == {(3, 32, 32)}
