@@ -2,7 +2,6 @@
 import json
 
 import numpy as np
-import onnxruntime
 import pytest
 import runs
 import tiny
@@ -13,6 +12,7 @@ from mmaselect.extract import Extractor
 from mmaselect.extract.export import load_timm, timm_model, write_onnx, write_timm
 from mmaselect.extract.noise import seeded_noise
 
+onnxruntime = pytest.importorskip('onnxruntime', reason="needs the extra 'export'")
 TOOL = runs.ROOT / 'tools' / 'export_vit.py'
 SIZE = (24, 40)  # pixels, 6 x 10 tokens
 T = 500
