@@ -41,9 +41,9 @@ setup(
     extras_require={
         # The OpenMMLab stack, one of the two and never both: they provide modules of the same names.
         'onedl': ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'onedl-mmpretrain', 'ftfy', 'regex'],
-        # With what fits torch 2.1: numpy 1, and the last diffusers that works there.
+        # With what fits torch 2.1: numpy 1, and the last diffusers, transformers and peft that work there.
         'openmmlab': ['mmengine>=0.10.7', 'mmcv==2.1.0', 'mmsegmentation==1.2.2', 'mmpretrain==1.2.0', 'ftfy', 'regex', 'numpy<2',
-                      'opencv-python<4.12', 'diffusers==0.35.2', 'huggingface_hub<1'],
+                      'opencv-python<4.12', 'diffusers==0.35.2', 'huggingface_hub<1', 'transformers<4.49', 'peft<0.18'],
         'export': ['timm', 'onnx', 'onnxscript', 'onnxruntime'],  # tools/export_vit.py; the last to run what it writes
         'lora': ['peft'],
         'text': ['transformers', 'sentencepiece', 'protobuf'],  # for tools/encode_null_prompt.py, whose test is part of dev
