@@ -4,13 +4,13 @@
 
 trains the linear classifier of configs/dit_aselect_fashion_mnist.py at each of 20 timesteps of one tap, with its schedule cut to
 ``--epochs``, tests each on the 10,000 test images, and lets the config's own policy choose a timestep for several scores. Seconds
-are CPU seconds of this process, so that other programs on the machine do not count.
+are those of ``probes.clock``.
 """
 import argparse
-import time
 from pathlib import Path
 
 import record
+from probes import clock
 from record import ROOT
 
 from mmaselect.openmm import DiTBackbone, hook, launch
@@ -45,13 +45,13 @@ def main():
     parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks' / 'results' / 'trained_probes.json')
     args = parser.parse_args()
     head, tap, accuracy = record.head(), (args.block, args.tap), {}
-    start = time.process_time()
+    start = clock()
     for t in even(1000, args.timesteps):
         runner = runner_of(args.work_dir, args.epochs, args.seed, tap, t)
         runner.train()
         accuracy[t] = runner.test()['accuracy/top1']
-        print(f't={t}: {accuracy[t]:.2f} %, {time.process_time() - start:.0f} s so far', flush=True)
-    trained_seconds = time.process_time() - start
+        print(f't={t}: {accuracy[t]:.2f} %, {clock() - start:.0f} s so far', flush=True)
+    trained_seconds = clock() - start
     oracle = max(accuracy, key=accuracy.get)
 
     rows = []
@@ -59,10 +59,10 @@ def main():
         runner = runner_of(args.work_dir, args.epochs, args.seed, tap, None)
         model = runner.model
         backbone, neck = hook.find(model, DiTBackbone), hook.find(model, AutoTimestepNeck)
-        start = time.process_time()
+        start = clock()
         images = hook.images_of(runner.cfg, model, neck, neck.num_images)
         result = sweep(backbone.extractor, images, **dict(neck.policy, score=score, controls=(), candidates=list(accuracy)))
-        seconds = time.process_time() - start
+        seconds = clock() - start
         rows.append(dict(
             setting='classification, trained probes', model='latent', dataset='Fashion-MNIST, 2,000 labels', block=args.block,
             tap=args.tap, score=score, seed=args.seed, oracle_t=oracle, oracle=round(accuracy[oracle], 2),

@@ -1,4 +1,5 @@
-"""What the families share: how they register, the sizes of a model, and the buffers of its null condition."""
+"""What the families share: how they register, the sizes of a model, the buffers of its null condition, and attention."""
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -36,6 +37,20 @@ class Family(nn.Module):
     def split(self, x):
         """(B, N, D) -> (B, heads, N, D / heads)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def project(self, attention, modulated, need):
+        """The taps up to the attention: its input (B, N, D), and of its three projections those that are needed."""
+        taps, whole = {'modulated': modulated}, need & {'attn', 'mlp', 'hidden'}
+        for name, project in (('query', attention.to_q), ('key', attention.to_k), ('value', attention.to_v)):
+            if name in need or whole:
+                taps[name] = project(modulated)
+        return taps
+
+    def attend(self, attention, taps):
+        """The tap 'attn' (B, N, D) of attention over these projections alone."""
+        heads = [self.split(taps[name]) for name in ('query', 'key', 'value')]  # (B, heads, N, D / heads)
+        mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)  # (B, N, D)
+        return attention.to_out[0](mixed)
 
     def unpatchify(self, patches, grid):
         """(B, h * w, p * p * C) of a grid (h, w) -> (B, C, h * p, w * p)."""

@@ -88,15 +88,9 @@ class DiT(Family, wraps='DiTTransformer2DModel'):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = condition[index]
         x = state  # (B, N, D)
         modulated = layers.norm1.norm(x) * (1 + scale) + shift
-        taps = {'modulated': modulated}
-        beyond = need & {'attn', 'mlp', 'hidden'}
-        for name, project in (('query', attention.to_q), ('key', attention.to_k), ('value', attention.to_v)):
-            if name in need or beyond:
-                taps[name] = project(modulated)
-        if beyond:
-            heads = [self.split(taps[name]) for name in ('query', 'key', 'value')]  # (B, heads, N, D / heads)
-            mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)  # (B, N, D)
-            taps['attn'] = attention.to_out[0](mixed)
+        taps = self.project(attention, modulated, need)
+        if need & {'attn', 'mlp', 'hidden'}:
+            taps['attn'] = self.attend(attention, taps)
         if need & {'mlp', 'hidden'}:
             x = x + gate * taps['attn']
             taps['mlp'] = layers.ff(layers.norm3(x) * (1 + mlp_scale) + mlp_shift)

@@ -5,7 +5,6 @@ DiT's block with a cross-attention to the caption between the attention and the 
 blocks (adaLN-single), to which each adds a table of its own. All taps but 'mlp' and 'hidden' lie before the cross-attention.
 """
 import torch
-import torch.nn.functional as F
 
 from .base import Family
 
@@ -58,15 +57,9 @@ class PixArt(Family, wraps='PixArtTransformer2DModel'):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, caption = condition[index]
         x = state  # (B, N, D)
         modulated = layers.norm1(x) * (1 + scale) + shift
-        taps = {'modulated': modulated}
-        beyond = need & {'attn', 'mlp', 'hidden'}
-        for name, project in (('query', attention.to_q), ('key', attention.to_k), ('value', attention.to_v)):
-            if name in need or beyond:
-                taps[name] = project(modulated)
-        if beyond:
-            heads = [self.split(taps[name]) for name in ('query', 'key', 'value')]  # (B, heads, N, D / heads)
-            mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)  # (B, N, D)
-            taps['attn'] = attention.to_out[0](mixed)
+        taps = self.project(attention, modulated, need)
+        if need & {'attn', 'mlp', 'hidden'}:
+            taps['attn'] = self.attend(attention, taps)
         if need & {'mlp', 'hidden'}:
             x = x + gate * taps['attn']
             x = x + layers.attn2(x, encoder_hidden_states=caption.expand(len(x), -1, -1))

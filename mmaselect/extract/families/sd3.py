@@ -61,12 +61,8 @@ class SD3(Family, wraps='SD3Transformer2DModel'):
         x, text = state  # (B, N, D), (B, L, D)
         normed = layers.norm1.norm(x)
         modulated = normed * (1 + scale) + shift
-        taps = {'modulated': modulated}
-        beyond = need & {'attn', 'mlp', 'hidden'}
-        for name, project in (('query', attention.to_q), ('key', attention.to_k), ('value', attention.to_v)):
-            if name in need or beyond:
-                taps[name] = project(modulated)
-        if beyond:
+        taps = self.project(attention, modulated, need)
+        if need & {'attn', 'mlp', 'hidden'}:
             text_modulated = layers.norm1_context.norm(text) * (1 + text_scale) + text_shift
             mixed, text_mixed = self._attend(attention, taps, text_modulated)
             taps['attn'] = attention.to_out[0](mixed)
