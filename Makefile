@@ -108,10 +108,10 @@ $(PRETRAINING): tools/dataset_converters/fashion_scenes.py | $(SCENES)
 	touch $@
 
 work_dirs/pixel_dit/loss.png: | $(PRETRAINING)
-	$(BIN)/python tools/pretrain_dit.py $(@D) $(IMAGES) --work-dir $(@D)_work --dit-steps 5000 --pixels
+	$(BIN)/python tools/pretrain_dit.py $(@D) $(IMAGES) --work-dir $(@D)_work --dit-steps 3000 --pixels
 
 work_dirs/flow_dit/loss.png: | $(PRETRAINING)
-	$(BIN)/python tools/pretrain_dit.py $(@D) $(IMAGES) --work-dir $(@D)_work --dit-steps 5000 --flow --vae configs/fashion_dit
+	$(BIN)/python tools/pretrain_dit.py $(@D) $(IMAGES) --work-dir $(@D)_work --dit-steps 3000 --flow --vae configs/fashion_dit
 
 $(MAE):
 	$(MAKE) $(PRETRAINING)  # not a prerequisite: where the weights are there, nobody needs its images

@@ -4,11 +4,12 @@
     python benchmarks/selection.py --tasks noisy --seeds 0
     python benchmarks/selection.py CONFIG --checkpoint CHECKPOINT --images 2000     # your own model and data
 
-The exhaustive search fits a probe (closed-form ridge regression) for every timestep, block and tap, and tests it on other
-images; its best is the oracle. Regret is the oracle's accuracy minus that of the timestep that a score picks, in points, for
-each tap, and for the tap and timestep that it picks together ('joint'). The oracle is the luckiest of all candidates on its test
-images, which no choice made on other images can be: the fair regret takes the timestep that is best in the searches of the
-other seeds, on other images, for the oracle.
+The exhaustive search fits a probe (closed-form ridge regression) for every timestep, block and tap on a third of the images, and
+tests it on the other two thirds; its best is the oracle. Regret is the oracle's accuracy minus that of the timestep that a score
+picks, in points, for each tap, and for the tap and timestep that it picks together ('joint'). A seed is another third of the
+images to choose on and to fit probes on, and another draw of noise and views for the score. The oracle is the luckiest of all
+candidates on its test images, which no choice made on other images can be: the fair regret takes the best of one third of the
+images for the oracle, and compares on the other.
 """
 import argparse
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import record
 import tasks
 import torch
-from probes import clock, precision, remembered
+from probes import PARTS, clock, precision, remembered
 from record import ROOT
 
 from mmaselect.selection import Measurement, TensorImages, scores
@@ -47,14 +48,15 @@ def measure(task, timesteps, names, passes, seed, bf16):
 
     Every score has the same number of forward passes per timestep: one that compares two views looks at half as many images.
     """
+    part = TensorImages(task.images.images[seed::PARTS], task.images.labels[seed::PARTS], batch_size=64)
     built = {name: scores.build(SCORES[name]) for name in names}
     for views in {score.views for score in built.values()}:
         group = [name for name in names if built[name].views == views]
-        images = min(passes // views, len(task.train))
+        images = min(passes // views, len(part))
         measurement = Measurement(task.extractor, [built[name] for name in group], seed=seed)
         start = clock()
         with precision(bf16):
-            measurement.add(task.train.batches(0, images))
+            measurement.add(part.batches(0, images))
             measurement.run(timesteps)
         seconds = clock() - start
         for place, name in enumerate(group):
@@ -66,20 +68,22 @@ def measure(task, timesteps, names, passes, seed, bf16):
             yield name, values, images, views * images * len(timesteps), seconds * share + clock() - start
 
 
-def rows_of(task, timesteps, accuracy, others, exhaustive_seconds, name, values, images, forwards, seconds, seed):
-    """A row per tap, and one for the joint choice. ``others`` is the mean of the other seeds' accuracies, or None."""
+def rows_of(task, timesteps, accuracy, exhaustive_seconds, name, values, images, forwards, seconds, seed):
+    """A row per tap, and one for the joint choice. ``accuracy`` is that of this seed's probes, (PARTS - 1, T, taps)."""
     common = dict(setting=task.name, model=task.model, dataset=task.dataset, score=name, seed=seed, images=images,
                   forwards=forwards, seconds=round(seconds, 1), exhaustive_seconds=round(exhaustive_seconds, 1))
 
     def row(block, tap, among):
         """Of the choice among some of the columns of both tables."""
-        ours, theirs = values[:, among].flatten(), accuracy[:, among].flatten()  # (T * columns,)
+        ours, parts = values[:, among].flatten(), accuracy[:, :, among].flatten(1)  # (T * columns,), (PARTS - 1, T * columns)
+        theirs = parts.mean(0)
         chosen, best = int(ours.argmax()), int(theirs.argmax())
         found, oracle, columns = theirs[chosen].item(), theirs[best].item(), len(ours) // len(timesteps)
-        fair = None if others is None else round(theirs[others[:, among].flatten().argmax()].item() - found, 2)
+        bests = [parts[other, parts[1 - other].argmax()] for other in (0, 1)]  # each the best on the other's images
         return dict(common, tap=tap, block=block, oracle_t=timesteps[best // columns], oracle=round(oracle, 2),
                     chosen_t=timesteps[chosen // columns], chosen=round(found, 2), regret_points=round(oracle - found, 2),
-                    fair_regret_points=fair, spearman=round(spearman(ours.tolist(), theirs.tolist()), 3))
+                    fair_regret_points=round((sum(bests) / len(bests)).item() - found, 2),
+                    spearman=round(spearman(ours.tolist(), theirs.tolist()), 3))
 
     taps = task.extractor.taps
     for k, (block, tap) in enumerate(taps):
@@ -98,8 +102,7 @@ def report(rows):
         taps, joint = [r for r in own if r['block'] is not None], [r for r in own if r['block'] is None]
 
         def mean(key, of):
-            values = [row[key] for row in of if row[key] is not None]
-            return sum(values) / len(values) if values else float('nan')
+            return sum(row[key] for row in of) / len(of)
 
         def span(key, of=taps):
             return f'{min(r[key] for r in of)}-{max(r[key] for r in of)}'
@@ -111,8 +114,8 @@ def report(rows):
     return '\n'.join(lines)
 
 
-def from_config(path, checkpoint, images, test):
-    """A task of a config's own model and training images, ``test`` of which the probes are tested on."""
+def from_config(path, checkpoint, count):
+    """A task of a config's own model and ``count`` of its training images."""
     from mmaselect.openmm import DiTBackbone, hook, launch
     from mmaselect.openmm.neck import AutoTimestepNeck
     cfg = launch.load_config(launch.parser('').parse_args([path]))
@@ -126,53 +129,47 @@ def from_config(path, checkpoint, images, test):
     backbone, neck = hook.find(model, DiTBackbone), hook.find(model, AutoTimestepNeck)
     if backbone is None or neck is None:
         raise SystemExit(f'{path} has no DiTBackbone or no AutoTimestepNeck')
-    found = hook.images_of(cfg, model, neck, images + test)
-    parts = [(part.cpu(), labels) for _, part, labels in found.batches(0, images + test)]
-    if any(labels is None for _, labels in parts) or len({part.shape[1:] for part, _ in parts}) > 1:
+    found = [(images.cpu(), labels) for _, images, labels in hook.images_of(cfg, model, neck, count).batches(0, count)]
+    if any(labels is None for _, labels in found) or len({images.shape[1:] for images, _ in found}) > 1:
         raise SystemExit('the exhaustive search needs labels, and images of one size: set image_size of the neck')
-    x, y = torch.cat([part for part, _ in parts]), torch.cat([labels.cpu() for _, labels in parts])
+    images, labels = torch.cat([images for images, _ in found]), torch.cat([labels.cpu() for _, labels in found])
+    if len(images) < 2 * PARTS:
+        raise SystemExit(f'{path} gives {len(images)} training images, too few to fit probes on a third of them')
     backbone.unfold()
     backbone.extractor.set_taps(neck.tap_candidates or hook.default_taps(backbone))
-    test = min(test, len(x) // 3)
     return tasks.Task(Path(path).stem, str(checkpoint or path), 'training images', backbone.extractor.eval(),
-                      TensorImages(x[test:], y[test:]), TensorImages(x[:test], y[:test]))
+                      TensorImages(images, labels), batch=max(1, 100 * 64**2 // images[0, 0].numel()))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', nargs='?', help='a config of your own, in place of the built-in settings')
     parser.add_argument('--checkpoint', help='weights for the config')
-    parser.add_argument('--images', type=int, default=1000, help="images that the exhaustive search's probes are fitted on")
-    parser.add_argument('--test-images', type=int, default=2000)
+    parser.add_argument('--images', type=int, default=6000, help='a third is chosen and fitted on, the others are tested on')
+    parser.add_argument('--masks', type=int, default=1500, help='images of the built-in settings that have masks')
     parser.add_argument('--passes', type=int, default=512, help='forward passes per timestep that a score may take')
     parser.add_argument('--timesteps', type=int, default=20)
     parser.add_argument('--tasks', nargs='+', choices=tasks.TASKS, default=list(tasks.TASKS), metavar='TASK')
     parser.add_argument('--scores', nargs='+', choices=SCORES, default=list(SCORES), metavar='SCORE')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--seeds', type=int, nargs='+', choices=range(PARTS), default=list(range(PARTS)))
     parser.add_argument('--bf16', action='store_true', help='features in bfloat16')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'selection',
                         help='where exhaustive searches are kept: a run that was interrupted goes on from there')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'selection.json')
     args = parser.parse_args()
-    if args.config:
-        args.seeds = args.seeds[:1]  # the images are the config's, the same for every seed
-    else:
+    if not args.config:
         tasks.check(args.tasks)
     head, rows = record.head(), []
     for name in [args.config] if args.config else args.tasks:
-        found = {}  # seed -> task, accuracy, seconds
+        task = (from_config(args.config, args.checkpoint, args.images) if args.config
+                else tasks.build(name, args.images, args.masks))
+        timesteps = even(len(task.extractor.process), args.timesteps)
+        path = None if args.config else args.work_dir / f'{name}.json'.replace(' ', '_')
+        with precision(args.bf16):
+            accuracy, seconds = remembered(task, timesteps, path, args.bf16)
         for seed in args.seeds:
-            task = (from_config(args.config, args.checkpoint, args.images, args.test_images) if args.config
-                    else tasks.build(name, args.images, args.test_images, seed))
-            timesteps = even(len(task.extractor.process), args.timesteps)
-            path = None if args.config else args.work_dir / f'{name}_{seed}.json'.replace(' ', '_')
-            with precision(args.bf16):
-                found[seed] = task, *remembered(task, timesteps, path, args.bf16)
-        for seed, (task, accuracy, seconds) in found.items():
-            others = [table for other, (_, table, _) in found.items() if other != seed]
-            others = sum(others) / len(others) if others else None
             for score, values, images, forwards, own in measure(task, timesteps, args.scores, args.passes, seed, args.bf16):
-                rows += rows_of(task, timesteps, accuracy, others, seconds, score, values, images, forwards, own, seed)
+                rows += rows_of(task, timesteps, accuracy[seed], seconds, score, values, images, forwards, own, seed)
             record.write(args.out, head, rows)  # at once, since the whole takes hours
         print(report([row for row in rows if row['setting'] == task.name]), flush=True)
     if len({row['setting'] for row in rows}) > 1:

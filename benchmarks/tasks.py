@@ -24,13 +24,13 @@ SIZE = 64
 
 @dataclass
 class Task:
-    """Images to choose on and to fit probes on, others to test them on."""
+    """A model and labelled images, in a random order."""
     name: str
     model: str
     dataset: str
     extractor: Extractor
-    train: TensorImages
-    test: TensorImages
+    images: TensorImages
+    batch: int = 100  # images at a time
 
 
 def enlarge(images):
@@ -39,58 +39,52 @@ def enlarge(images):
     return (images / 127.5 - 1).clamp(-1, 1).expand(-1, 3, -1, -1)
 
 
-def drawn(count, of, seed):
-    """Which ``count`` of ``of`` images, at random by the seed."""
-    return torch.randperm(of, generator=torch.Generator().manual_seed(seed))[:count]
+def shuffled(count, of):
+    """Which ``count`` of ``of`` images, at random but always the same."""
+    return torch.randperm(of, generator=torch.Generator().manual_seed(0))[:count]
 
 
-def fashion(train, test, seed):
-    """Fashion-MNIST: images, labels, images, labels."""
-    for part, count in (('train', train), ('t10k', test)):
-        images = read_image_file(DATA / 'fashion_mnist' / f'{part}-images-idx3-ubyte')
-        chosen = drawn(count, len(images), seed)
-        yield enlarge(images[chosen])
-        yield read_label_file(DATA / 'fashion_mnist' / f'{part}-labels-idx1-ubyte')[chosen]
+def fashion(count):
+    """Images and labels of Fashion-MNIST's test set, which no model here has seen."""
+    images = read_image_file(DATA / 'fashion_mnist' / 't10k-images-idx3-ubyte')
+    chosen = shuffled(count, len(images))
+    return enlarge(images[chosen]), read_label_file(DATA / 'fashion_mnist' / 't10k-labels-idx1-ubyte')[chosen]
 
 
-def digits(train, test, seed):
-    """scikit-learn's digits, 1,797 images of 8x8 pixels: images, labels, images, labels. No model here has seen a digit."""
+def digits(count):
+    """scikit-learn's digits, 1,797 images of 8x8 pixels, and their labels. No model here has seen a digit."""
     from sklearn.datasets import load_digits
     loaded = load_digits()
-    images, labels = enlarge(torch.tensor(loaded.images) * 255 / 16), torch.tensor(loaded.target)
-    chosen = drawn(len(images), len(images), seed)
-    test = min(test, len(images) // 3)
-    for part in (chosen[test:test + train], chosen[:test]):
-        yield images[part]
-        yield labels[part]
+    chosen = shuffled(count, len(loaded.images))
+    return enlarge(torch.tensor(loaded.images) * 255 / 16)[chosen], torch.tensor(loaded.target)[chosen]
 
 
-def scenes(train, test, seed):
-    """The fashion scenes: images, masks, images, masks."""
-    for split, count in (('train', train), ('val', test)):
-        files = sorted((DATA / 'fashion_scenes' / 'img_dir' / split).glob('*.png'))
-        files = [files[index] for index in drawn(min(count, len(files)), len(files), seed)]
-        images = np.stack([np.asarray(Image.open(path)) for path in files])
-        masks = np.stack([np.asarray(Image.open(DATA / 'fashion_scenes' / 'ann_dir' / split / path.name)) for path in files])
-        yield torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-        yield torch.from_numpy(masks).long()
+def scenes(count):
+    """The fashion scenes and their masks. There are 2,500; the models saw none, but the garments in 2,000 of them."""
+    files = sorted((DATA / 'fashion_scenes' / 'img_dir').glob('train/*.png')) \
+        + sorted((DATA / 'fashion_scenes' / 'img_dir').glob('val/*.png'))
+    files = [files[index] for index in shuffled(count, len(files))]
+    images = np.stack([np.asarray(Image.open(path)) for path in files])
+    masks = np.stack([np.asarray(Image.open(DATA / 'fashion_scenes' / 'ann_dir' / path.parent.name / path.name))
+                      for path in files])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1, torch.from_numpy(masks).long()
 
 
-def clean(images, seed):
+def clean(images):
     return images
 
 
-def noisy(images, seed):
+def noisy(images):
     """A sensor's white noise of deviation 0.4, where black is -1 and white 1."""
-    return (images + 0.4 * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))).clamp(-1, 1)
+    return (images + 0.4 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
 
 
-def blurred(images, seed):
+def blurred(images):
     """A Gaussian blur of 3 pixels."""
     return TF.gaussian_blur(images, 19, 3.0)
 
 
-def jpeg(images, seed):
+def jpeg(images):
     """JPEG of quality 5."""
     out = []
     for image in images:
@@ -122,12 +116,10 @@ def check(names):
             raise SystemExit('the digits are scikit-learn\'s: pip install scikit-learn')
 
 
-def build(name, train, test, seed):
-    """A task by its name; the images of a seed are others than those of another."""
-    model, images, degrade = TASKS[name]
-    folder = MODELS[model]
+def build(name, images, masks):
+    """A task by its name, of so many images, or of so many where they have masks; fewer where there are not as many."""
+    model, source, degrade = TASKS[name]
     taps = [(block, tap) for block in BLOCKS for tap in TAPS]
-    x, y, test_x, test_y = images(train, test, seed)
-    dataset = images.__name__ + ('' if degrade is clean else f', {degrade.__name__}')
-    return Task(name, model, dataset, Extractor.from_pretrained(folder, taps).eval(),
-                TensorImages(degrade(x, 2 * seed), y), TensorImages(degrade(test_x, 2 * seed + 1), test_y))
+    x, y = source(masks if source is scenes else images)
+    dataset = source.__name__ + ('' if degrade is clean else f', {degrade.__name__}')
+    return Task(name, model, dataset, Extractor.from_pretrained(MODELS[model], taps).eval(), TensorImages(degrade(x), y))

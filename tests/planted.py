@@ -37,7 +37,7 @@ class Planted(nn.Module):
         board = (torch.arange(latent.shape[2])[:, None] + torch.arange(latent.shape[3])) % 2
         maps = []
         for best, height in self.peaks:
-            rich = height * torch.exp(-((t.float() - best) / 60) ** 2)[:, None, None, None]
+            rich = height * torch.exp(-((torch.as_tensor(t).float() - best) / 60) ** 2).view(-1, 1, 1, 1)
             maps.append(rich * colour + 5 * (1 - rich) * noise.mean((2, 3), keepdim=True) + rich * board * (1 + colour) + 0.1)
         return tuple(maps)
 

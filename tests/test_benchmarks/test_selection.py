@@ -1,0 +1,100 @@
+"""The exhaustive search finds what was planted, and regret is what it says."""
+import sys
+
+import pytest
+import runs
+import tiny
+import torch
+import torch.nn.functional as F
+from planted import BEST, TIMES, Planted
+
+sys.path.insert(0, str(runs.ROOT / 'benchmarks'))
+import probes
+import selection
+from tasks import Task
+
+from mmaselect.extract import seeded_noise
+from mmaselect.selection import TensorImages
+
+
+def labelled(count, noise, seed):
+    """Features (count, 6) of three classes, and one-hot targets."""
+    classes = torch.arange(count) % 3
+    return F.one_hot(classes, 6) + noise * seeded_noise((count, 6), seed), F.one_hot(classes, 3).float()
+
+
+def test_a_probe_is_the_ridge_regression_of_its_penalty(monkeypatch):
+    features, targets = labelled(40, 1.0, 0)
+    features[:, 5] = 7  # carries nothing
+    monkeypatch.setattr(probes, 'PENALTIES', [0.3])
+    probe = probes.fit(features * torch.tensor([1, 10, 1, 0.1, 1, 1]), targets)  # the scale of a channel does not matter
+    x = features[:, :5].double()
+    x = (x - x.mean(0)) / x.std(0)
+    y = targets.double()
+    weights = torch.linalg.solve(x.T @ x + 0.3 * 40 * torch.eye(5, dtype=x.dtype), x.T @ (y - y.mean(0)))
+    torch.testing.assert_close(probe(features * torch.tensor([1, 10, 1, 0.1, 1, 1])), (x @ weights + y.mean(0)).float())
+
+
+def test_the_penalty_is_what_leaving_one_out_says(monkeypatch):
+    """Thirty samples of 28 features, most of them noise: fitted freely, they say little of others."""
+    def features(count, seed):
+        found, targets = labelled(count, 0.5, seed)
+        return torch.cat([found, seeded_noise((count, 22), seed, 'more')], 1), targets
+    train, (others, wanted) = features(30, 0), features(300, 1)
+
+    def outputs(*penalties):
+        monkeypatch.setattr(probes, 'PENALTIES', penalties)
+        return probes.fit(*train)(others)
+    torch.testing.assert_close(outputs(1.0, 1e-6), outputs(1.0))
+    right = [(outputs(penalty).argmax(1) == wanted.argmax(1)).sum() for penalty in (1.0, 1e-6)]
+    assert right[0] > right[1] + 30
+
+
+def test_accuracy_of_labels_and_of_masks():
+    outputs = F.one_hot(torch.tensor([0, 1, 1, 2]), 3).float()
+    assert probes.accuracy(outputs[:, None], (1, 1), torch.tensor([0, 1, 2, 2]), 3) == 75
+    # Two rows of pixels, one of them of no class: class 0 has 2 of 3 (one pixel is taken for 1), class 1 has 1 of 2.
+    mask = torch.tensor([[[0, 0, 0, 1], [255] * 4]])
+    cells = F.one_hot(torch.tensor([[0, 0, 1, 1] * 2]), 3).float()  # (1, 8, 3), on the pixels' own grid
+    assert probes.accuracy(cells, (2, 4), mask, 3) == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
+
+
+def planted_task():
+    colour = seeded_noise((180, 3, 1, 1), 0) * 0.3
+    images = (colour + 0.01 * seeded_noise((180, 3, 12, 20), 1)).clamp(-1, 1)
+    model = Planted()
+    model.family = torch.nn.Linear(1, 1)  # a parameter, as models have them
+    model.family.patch_size = 1
+    return Task('planted', 'planted', 'colours', model, TensorImages(images, colour.flatten(1).argmax(1)), batch=50)
+
+
+def test_search_and_choice_find_the_planted_timestep():
+    task = planted_task()
+    accuracy, _ = probes.exhaustive(task, list(TIMES))
+    assert accuracy.shape == (3, 2, len(TIMES), 1)
+    curve = accuracy.mean((0, 1))[:, 0]
+    assert curve[TIMES.index(BEST)] == curve.max() > 80
+    assert curve[TIMES.index(999)] < 50  # nothing is left of the images there
+    for name, values, images, forwards, _ in selection.measure(task, list(TIMES), ['half_consistency', 'ridge'], 40, 0, False):
+        rows = list(selection.rows_of(task, list(TIMES), accuracy[0], 9.0, name, values, images, forwards, 1.0, 0))
+        assert [row['chosen_t'] for row in rows] == [BEST, BEST] and rows[0]['regret_points'] == 0
+        assert (images, forwards) == ((20, 280) if name == 'half_consistency' else (40, 280))
+
+
+def test_regret_and_fair_regret_by_hand():
+    task = planted_task()
+    accuracy = torch.tensor([[50.0, 60, 56], [50, 52, 58]])[..., None]  # per part, of three timesteps; means 50, 56, 57
+    row, joint = selection.rows_of(task, [0, 10, 20], accuracy, 1.0, 'x', torch.tensor([[1.0], [3], [2]]), 5, 10, 1.0, 0)
+    assert (row['chosen_t'], row['chosen'], row['oracle_t'], row['oracle'], row['regret_points']) == (10, 56, 20, 57, 1)
+    assert row['fair_regret_points'] == (56 + 52) / 2 - 56  # the best of the second part on the first, and the other way round
+    assert {key: row[key] for key in row if key not in ('tap', 'block')} == {
+        key: joint[key] for key in joint if key not in ('tap', 'block')}
+
+
+def test_a_search_is_remembered_for_the_same_model_and_images(tmp_path, monkeypatch):
+    task = Task('tiny', 'tiny', 'random', tiny.extractor(), TensorImages(tiny.images(12), torch.arange(12) % 2))
+    found, seconds = probes.remembered(task, [0, 500], tmp_path / 'search.json', False)
+    monkeypatch.setattr(probes, 'exhaustive', lambda *_: (torch.tensor(-1.0), 0))
+    again, _ = probes.remembered(task, [0, 500], tmp_path / 'search.json', False)
+    torch.testing.assert_close(again, found)
+    assert probes.remembered(task, [0, 400], tmp_path / 'search.json', False)[0] == -1
