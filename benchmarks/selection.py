@@ -93,25 +93,40 @@ def rows_of(task, timesteps, accuracy, exhaustive_seconds, name, values, images,
 
 
 def report(rows):
-    """The table that is printed: per setting and score, over taps, blocks and seeds."""
-    wide = 2 + max(len(row['setting']) for row in rows)
-    lines = [f'{"setting":{wide}}{"score":24}{"oracle":>8}{"regret":>8}{"worst":>7}{"fair":>7}{"joint":>7}'
-             f'{"rank":>7}{"t":>12}{"oracle t":>12}{"seconds":>9}{"exhaustive":>11}']
-    for setting, name in dict.fromkeys((row['setting'], row['score']) for row in rows):
-        own = [row for row in rows if (row['setting'], row['score']) == (setting, name)]
-        taps, joint = [r for r in own if r['block'] is not None], [r for r in own if r['block'] is None]
+    """Tables in Markdown, a column per setting: what the search found and took, and how every score does against it."""
+    settings, names = ([*dict.fromkeys(row[key] for row in rows)] for key in ('setting', 'score'))
 
-        def mean(key, of):
-            return sum(row[key] for row in of) / len(of)
+    def cells(say, joint=False, scores=names):
+        """What ``say`` makes of the rows of a setting, for each setting and then for all of them."""
+        kept = [row for row in rows if (row['block'] is None) == joint and row['score'] in scores]
+        return [say([row for row in kept if row['setting'] in part]) for part in ([setting] for setting in settings)] \
+            + [say(kept)]
 
-        def span(key, of=taps):
-            return f'{min(r[key] for r in of)}-{max(r[key] for r in of)}'
-        lines.append(f'{setting:{wide}}{name:24}{max(r["oracle"] for r in own):8.1f}{mean("regret_points", taps):8.2f}'
-                     f'{max(r["regret_points"] for r in taps):7.2f}{mean("fair_regret_points", taps):7.2f}'
-                     f'{mean("regret_points", joint):7.2f}'
-                     f'{mean("spearman", taps):7.2f}{span("chosen_t"):>12}{span("oracle_t"):>12}'
-                     f'{mean("seconds", taps):9.1f}{mean("exhaustive_seconds", taps):11.1f}')
-    return '\n'.join(lines)
+    def table(head, lines):
+        lines = [(head, *settings, 'all'), ('---', ) * (2 + len(settings)), *lines]
+        return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+    def mean(key, digits=2):
+        return lambda own: f'{sum(row[key] for row in own) / len(own):.{digits}f}'
+
+    def worst(key):
+        return lambda own: f'{mean(key)(own)} ({max(row[key] for row in own):.1f})'
+
+    def span(key):
+        return lambda own: f'{min(row[key] for row in own)} to {max(row[key] for row in own)}'
+
+    def by_score(say, joint=False):
+        return [(f'`{name}`', *cells(say, joint, [name])) for name in names]
+    found = [('best accuracy or mIoU', *cells(lambda own: f'{max(row["oracle"] for row in own):.1f}')),
+             ('oracle timesteps', *cells(span('oracle_t'))), ('seconds of the search', *cells(mean('exhaustive_seconds', 0)))]
+    return '\n\n'.join([
+        table('exhaustive search', found),
+        table('regret in points: mean over taps and seeds (worst)', by_score(worst('regret_points'))),
+        table('fair regret', by_score(worst('fair_regret_points'))),
+        table('regret of tap and timestep chosen together', by_score(worst('regret_points'), joint=True)),
+        table('rank correlation', by_score(mean('spearman'))),
+        table('timesteps chosen', by_score(span('chosen_t'))),
+        table('seconds', by_score(mean('seconds', 0)))])
 
 
 def from_config(path, checkpoint, count):

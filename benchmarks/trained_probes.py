@@ -2,41 +2,66 @@
 
     python benchmarks/trained_probes.py
 
-trains the linear classifier of configs/dit_aselect_fashion_mnist.py at each of 20 timesteps of one tap, with its schedule cut to
-``--epochs``, tests each on the 10,000 test images, and lets the config's own policy choose a timestep for several scores. Seconds
-are those of ``probes.clock``.
+trains the linear classifier of configs/dit_aselect_fashion_mnist.py at each of 20 timesteps of one tap, on features that are
+cached once per timestep, for ``--epochs``, and tests each on ``--test-images``. Beside it several scores choose a timestep from
+the config's own images. Seconds are those of ``probes.clock``.
 """
 import argparse
+import shutil
+import time
 from pathlib import Path
 
 import record
 from probes import clock
 from record import ROOT
 
-from mmaselect.openmm import DiTBackbone, hook, launch
+from mmaselect.openmm import DiTBackbone, caching, hook, launch
 from mmaselect.openmm.neck import AutoTimestepNeck
 from mmaselect.selection import sweep
 from mmaselect.selection.candidates import even
 
 
-def runner_of(work_dir, epochs, seed, tap, timestep):
-    """A Runner of the config with one tap; timestep None leaves the choice open."""
-    cfg = launch.load_config(launch.parser('').parse_args(
-        [str(ROOT / 'configs' / 'dit_aselect_fashion_mnist.py'), '--work-dir', str(work_dir)]))
-    cfg.merge_from_dict(dict(
-        model=dict(backbone=dict(taps=[tap], timestep=timestep), neck=dict(num_taps=1, seed=seed), head=dict(in_channels=128)),
-        train_cfg=dict(max_epochs=epochs, val_interval=epochs + 1), param_scheduler=dict(T_max=epochs),
-        randomness=dict(seed=seed), log_level='WARNING',
-        default_hooks=dict(checkpoint=None)))
-    cfg.experiment_name = f'{Path(work_dir).name}_{timestep}_{seed}'  # MMEngine's name of a Runner, once per process
+def runner_of(name, work_dir, options):
+    """A Runner of a config of ours with these options and one tap."""
+    cfg = launch.load_config(launch.parser('').parse_args([str(ROOT / 'configs' / name), '--work-dir', str(work_dir)]))
+    cfg.merge_from_dict(dict(dict(log_level='WARNING', default_hooks=dict(checkpoint=None)), **options))
+    cfg.experiment_name = f'{Path(name).stem}_{time.time_ns()}'  # MMEngine's name of a Runner, once per process
     launch.prepare(cfg)
     return launch.build_runner(cfg)
 
 
+def with_dit(args, timestep=None):
+    """A Runner with the DiT at a timestep; None leaves the choice open."""
+    return runner_of('dit_aselect_fashion_mnist.py', args.work_dir, dict(
+        model=dict(backbone=dict(taps=[(args.block, args.tap)], timestep=timestep), neck=dict(num_taps=1, seed=args.seed),
+                   head=dict(in_channels=128)),
+        val_dataloader=dict(dataset=dict(indices=args.test_images))))
+
+
+def trained(args, timestep):
+    """Accuracy of the probe of a timestep, in per cent, and that in the middle of its training."""
+    folder = args.work_dir / f't{timestep}'
+    shutil.rmtree(folder, ignore_errors=True)
+    caching.cache_features(with_dit(args, timestep), folder, ['train', 'val'], batch_size=100)
+    val = dict(dataset=dict(indices=args.test_images, pipeline=[
+        dict(type='mmaselect.LoadFeatures', cache=f'{folder}/val'), dict(type='PackInputs')]))
+    runner = runner_of('cached/linear_probe_fashion_mnist.py', args.work_dir, dict(
+        model=dict(backbone=dict(cache=str(folder)), neck=dict(num_taps=1), head=dict(in_channels=128)),
+        train_dataloader=dict(dataset=dict(pipeline=[
+            dict(type='mmaselect.LoadFeatures', cache=f'{folder}/train'), dict(type='PackInputs')])),
+        val_dataloader=val, test_dataloader=val, randomness=dict(seed=args.seed),
+        train_cfg=dict(max_epochs=args.epochs, val_interval=args.epochs // 2), param_scheduler=dict(T_max=args.epochs)))
+    runner.train()
+    shutil.rmtree(folder)
+    halfway, *_, final = runner.message_hub.get_scalar('val/accuracy/top1').data[0].tolist()
+    return final, halfway
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--epochs', type=int, default=10)
+    parser.add_argument('--epochs', type=int, default=30)
     parser.add_argument('--timesteps', type=int, default=20)
+    parser.add_argument('--test-images', type=int, default=4000)
     parser.add_argument('--block', type=int, default=5)
     parser.add_argument('--tap', default='hidden')
     parser.add_argument('--seed', type=int, default=0)
@@ -44,23 +69,19 @@ def main():
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'trained_probes')
     parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks' / 'results' / 'trained_probes.json')
     args = parser.parse_args()
-    head, tap, accuracy = record.head(), (args.block, args.tap), {}
-    start = clock()
+    head, accuracy, halfway, start = record.head(), {}, {}, clock()
     for t in even(1000, args.timesteps):
-        runner = runner_of(args.work_dir, args.epochs, args.seed, tap, t)
-        runner.train()
-        accuracy[t] = runner.test()['accuracy/top1']
-        print(f't={t}: {accuracy[t]:.2f} %, {clock() - start:.0f} s so far', flush=True)
+        accuracy[t], halfway[t] = trained(args, t)
+        print(f't={t}: {accuracy[t]:.2f} % ({halfway[t]:.2f} % halfway), {clock() - start:.0f} s so far', flush=True)
     trained_seconds = clock() - start
     oracle = max(accuracy, key=accuracy.get)
 
     rows = []
     for score in args.scores:
-        runner = runner_of(args.work_dir, args.epochs, args.seed, tap, None)
-        model = runner.model
-        backbone, neck = hook.find(model, DiTBackbone), hook.find(model, AutoTimestepNeck)
+        runner = with_dit(args)
+        backbone, neck = (hook.find(runner.model, kind) for kind in (DiTBackbone, AutoTimestepNeck))
         start = clock()
-        images = hook.images_of(runner.cfg, model, neck, neck.num_images)
+        images = hook.images_of(runner.cfg, runner.model, neck, neck.num_images)
         result = sweep(backbone.extractor, images, **dict(neck.policy, score=score, controls=(), candidates=list(accuracy)))
         seconds = clock() - start
         rows.append(dict(
@@ -69,7 +90,7 @@ def main():
             chosen_t=result.timestep, chosen=round(accuracy[result.timestep], 2),
             regret_points=round(accuracy[oracle] - accuracy[result.timestep], 2), images=neck.num_images,
             seconds=round(seconds, 1), exhaustive_seconds=round(trained_seconds, 1)))
-    head['accuracy'] = {t: round(value, 2) for t, value in accuracy.items()}
+    head.update(accuracy=accuracy, halfway=halfway)
     record.write(args.out, head, rows)
     for row in rows:
         print(f'{row["score"]:20} t={row["chosen_t"]:4} {row["chosen"]:.2f} % regret {row["regret_points"]:.2f} '

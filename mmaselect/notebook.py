@@ -148,4 +148,4 @@ def select_timestep(model, images, *, labels=None, progress=True, **policy):
         if labels.shape not in (batch.shape[:1], (len(batch), *batch.shape[2:])):
             raise ValueError(f'labels {tuple(labels.shape)} do not fit images {tuple(batch.shape)}: one for each image, or '
                              'one for each pixel')
-    return sweep(model.extractor, TensorImages(batch, labels), progress=progress, **policy)
+    return sweep(model.extractor, TensorImages(batch, labels), noise_seed=model.seed, progress=progress, **policy)

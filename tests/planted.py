@@ -34,6 +34,7 @@ class Planted(nn.Module):
     def features(self, latent, t, noise):
         self.calls.append(('forward', len(latent)))
         colour = latent.mean((2, 3), keepdim=True)
+        noise = noise + 100 * (latent - colour) * noise  # what it does to an image depends on its texture, or all would share it
         board = (torch.arange(latent.shape[2])[:, None] + torch.arange(latent.shape[3])) % 2
         maps = []
         for best, height in self.peaks:

@@ -131,7 +131,8 @@ class AutoTimestepHook(Hook):
         backbone.unfold()
         images = images_of(runner.cfg, model, neck, neck.num_images)
         with whole(runner.model), choosing_taps(backbone, neck):
-            result = sweep(backbone.extractor, images, progress=True, **neck.policy)
+            result = sweep(backbone.extractor, images, noise=backbone.noise, noise_seed=backbone.seed, progress=True,
+                           **neck.policy)
         for chosen in (backbone, *(find(copy, DiTBackbone) for copy in averages(runner))):
             chosen.select(result.timesteps, result.tap)
         self.reselect = False

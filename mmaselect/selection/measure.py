@@ -1,9 +1,11 @@
-"""From images to what the scores see of them: each view is encoded once, and every candidate gets the same noise."""
+"""From images to what the scores see of them: each view is encoded once, and every candidate gets the same noise, which is the
+one that the features are used with."""
 import functools
 import operator
 
 import torch
 
+from mmaselect.extract.draws import check_noise, draw
 from mmaselect.extract.noise import mix, seeded_noise
 
 from .images import gather
@@ -18,14 +20,20 @@ class Measurement:
     Args:
         extractor (Extractor): In evaluation mode.
         scores (Sequence[Score]): What to measure; views are shared between them.
-        seed (int): Of noise and augmentation.
+        seed (int): Of augmentation, and of the noise where it is 'random'.
+        noise (str): As ``Extractor.forward``. 'seeded' gives all images the draw that the backbone gives them, and their second
+            views the next; 'random' gives each image and view a draw of its own; 'none' gives none.
+        noise_seed (int): Of the noise where it is 'seeded': the backbone's.
         forward_batch (int): At most so many latents per forward pass of the transformer; several candidates share one.
         noise_images (bool): Whether to put Gaussian noise in the place of the images: a control.
         advance (Callable[[int], None]): Told of each forward pass's latents.
     """
 
-    def __init__(self, extractor, scores, *, seed=0, forward_batch=64, noise_images=False, advance=lambda count: None):
+    def __init__(self, extractor, scores, *, seed=0, noise='seeded', noise_seed=0, forward_batch=64, noise_images=False,
+                 advance=lambda count: None):
+        check_noise(noise, 1)
         self.extractor, self.scores, self.seed, self.forward_batch = extractor, scores, seed, forward_batch
+        self.noise, self.noise_seed = noise, noise_seed
         self.noise_images, self.advance = noise_images, advance
         # (augmented, view) of all maps that some score wants
         self.kinds = sorted({(score.augmented, view) for score in scores for view in range(score.views)})
@@ -64,10 +72,17 @@ class Measurement:
                          for image, index in zip(images, indices, strict=True)]
                 seen, origins[view] = torch.stack([image for image, _ in views]), [origin for _, origin in views]
             latents.append(self.extractor.encoder(seen))
-            noises.append(torch.stack([seeded_noise(latents[-1].shape[1:], self.seed, index, view) for index in indices]))
+            noises.append(self._noise(latents[-1], indices, view))
         self.chunks.append((indices, labels, origins, images.shape[-1], torch.cat(latents),
-                            torch.cat(noises).to(latents[0].device)))
+                            None if self.noise == 'none' else torch.cat(noises)))
         self.measured.append(0)
+
+    def _noise(self, latent, indices, view):
+        """What is added to the latents (B, C, h, w) of a view, of their shape, or None."""
+        if self.noise == 'random':
+            draws = [seeded_noise(latent.shape[1:], self.seed, index, view) for index in indices]
+            return torch.stack(draws).to(latent.device)
+        return None if self.noise == 'none' else draw(latent, self.noise, self.noise_seed, view + 1)[view].expand_as(latent)
 
     @torch.no_grad()
     def run(self, timesteps):
@@ -79,7 +94,8 @@ class Measurement:
             for first in range(0, len(missing), group):
                 chosen = missing[first:first + group]
                 t = torch.tensor(chosen).repeat_interleave(len(latents))
-                maps = self.extractor.features(latents.repeat(len(chosen), 1, 1, 1), t, noises.repeat(len(chosen), 1, 1, 1))
+                added = None if noises is None else noises.repeat(len(chosen), 1, 1, 1)
+                maps = self.extractor.features(latents.repeat(len(chosen), 1, 1, 1), t, added)
                 for tap, own in enumerate(maps):
                     for timestep, values in zip(chosen, own.chunk(len(chosen)), strict=True):
                         self._observe(timestep, tap, values, *about)

@@ -25,7 +25,7 @@ STABLE = 0.95  # probability at which it is
 
 
 def sweep(extractor, images, *, candidates=20, score='half_consistency', num_timesteps=1, gap=100, choose_tap=False, grow=False,
-          budget=None, controls=(), seed=0, forward_batch=64, progress=False):
+          budget=None, controls=(), seed=0, noise='seeded', noise_seed=0, forward_batch=64, progress=False):
     """Scores every candidate timestep and picks the best, or the best few.
 
     Where torch.distributed runs, each rank measures its own share of the images and all end with the same result.
@@ -47,7 +47,10 @@ def sweep(extractor, images, *, candidates=20, score='half_consistency', num_tim
         budget (int | None): Forward passes, images times timesteps times views. What images, candidates and controls leave of it
             goes into finer steps around the best; None takes no finer steps.
         controls (Sequence[str]): 'noise' and 'random weights': what would the same score choose there?
-        seed (int): Of noise, augmentation and bootstrap.
+        seed (int): Of augmentation and bootstrap, and of the noise where it is 'random'.
+        noise (str): 'seeded', 'random' or 'none', whichever the features will be used with. Noise that is the same for all images
+            is a constant to a head, and noise that differs is not, so that the best timestep is another.
+        noise_seed (int): Of the noise where it is 'seeded': that of the backbone.
         forward_batch (int): At most so many latents per forward pass of the transformer; several candidates share one.
         progress (bool): Whether the first rank shows a progress bar.
 
@@ -73,7 +76,7 @@ def sweep(extractor, images, *, candidates=20, score='half_consistency', num_tim
     extractor.eval()
     try:
         with tqdm(desc='timestep sweep', unit=' forwards', total=0, disable=not progress or rank_and_size()[0] > 0) as bar:
-            options = dict(seed=seed, forward_batch=forward_batch, advance=bar.update)
+            options = dict(seed=seed, noise=noise, noise_seed=noise_seed, forward_batch=forward_batch, advance=bar.update)
             main = Measurement(extractor, [score], **options)
             # A probe needs many images of each class; what needs no labels shows its bias on few.
             few = min(len(images), FIRST_IMAGES if grow else len(images), len(images) if score.labelled else CONTROL_IMAGES)

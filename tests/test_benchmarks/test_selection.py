@@ -98,3 +98,21 @@ def test_a_search_is_remembered_for_the_same_model_and_images(tmp_path, monkeypa
     again, _ = probes.remembered(task, [0, 500], tmp_path / 'search.json', False)
     torch.testing.assert_close(again, found)
     assert probes.remembered(task, [0, 400], tmp_path / 'search.json', False)[0] == -1
+
+
+def test_the_tables_have_means_over_taps_and_seeds_and_the_worst():
+    task = planted_task()
+    accuracy = torch.tensor([[[50.0, 60], [60, 40]]] * 2)  # both parts: two timesteps, two taps
+    rows = [row for seed, best in ((0, [1, 1]), (1, [0, 1]))
+            for row in selection.rows_of(task_of_two_taps(task), [0, 10], accuracy, 9.0, 'x',
+                                         torch.tensor([[1.0 - best[0], 1.0 - best[1]], best]), 5, 10, 1.0, seed)]
+    lines = selection.report(rows).split('\n')
+    # Regrets: 0 and 20 with the first seed, 10 and 20 with the second.
+    assert '| `x` | 12.50 (20.0) | 12.50 (20.0) |' in lines
+    assert '| oracle timesteps | 0 to 10 | 0 to 10 |' in lines
+    assert '| best accuracy or mIoU | 60.0 | 60.0 |' in lines
+
+
+def task_of_two_taps(task):
+    task.extractor.taps = ((0, 'hidden'), (1, 'hidden'))
+    return task

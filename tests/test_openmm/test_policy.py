@@ -112,6 +112,19 @@ def test_the_policy_reaches_the_sweep(data, tmp_path):
     assert 130 - 2 * 12 < result.forwards <= 130
 
 
+@pytest.mark.parametrize('noise', ['seeded', 'none'])
+def test_the_sweep_has_the_noise_of_the_backbone(noise, data, tmp_path, monkeypatch):
+    asked = {}
+
+    def recording(*args, **kwargs):
+        asked.update(kwargs)
+        return sweep(*args, **kwargs)
+    sweep = module.sweep
+    monkeypatch.setattr(module, 'sweep', recording)
+    AutoTimestepHook().select(runs.runner(SEG, data, tmp_path, {'model.backbone.noise': noise, 'model.backbone.seed': 5}))
+    assert (asked['noise'], asked['noise_seed']) == (noise, 5)
+
+
 def test_the_log_has_every_remark(data, tmp_path, monkeypatch):
     monkeypatch.setattr(SelectionResult, 'remarks', ['one thing', 'and another'])
     result = AutoTimestepHook().select(runs.runner(CLS, data, tmp_path))

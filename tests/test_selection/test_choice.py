@@ -54,8 +54,8 @@ def test_between():
 
 def test_finer_steps_find_an_optimum_between_the_candidates():
     images = TensorImages(colours(8))
-    coarse = sweep(Planted(), images, candidates=[0, 100, 400, 999])
-    fine = sweep(Planted(), images, candidates=[0, 100, 400, 999], budget=1000)
+    coarse = sweep(Planted(), images, candidates=[0, 100, 400, 999], noise='random')
+    fine = sweep(Planted(), images, candidates=[0, 100, 400, 999], budget=1000, noise='random')
     assert coarse.timestep == 100 and abs(fine.timestep - BEST) <= 2
     assert fine.best.score > coarse.best.score
     assert len(fine.candidates) > 4 and fine.forwards == 8 * 2 * len(fine.candidates) <= 1000

@@ -48,7 +48,8 @@ def means(maps):
 
 class Consistency(Score):
     """The intraclass correlation of two augmented views, in the leading principal components. Rows are (B, 2, m, D), of m places
-    per image."""
+    per image. What all images have in common at a place of a view, its position and the noise that is added there, is left out:
+    it tells no images apart."""
     views: ClassVar[int] = 2
     augmented: ClassVar[bool] = True
     comparable: ClassVar[bool] = True
@@ -57,7 +58,7 @@ class Consistency(Score):
         n, _, m, _ = rows.shape
         if n < 2:
             raise ValueError(f'{self.name} compares images and was given one: raise num_images')
-        features = principal(rows.transpose(0, 1).flatten(0, 2), self.components)  # (2 N m, k)
+        features = principal((rows - rows.mean(0)).transpose(0, 1).flatten(0, 2), self.components)  # (2 N m, k)
         a, b = features.view(2, n, m, features.shape[1])
         return (a * b).sum(1), (a.square() + b.square()).sum(1) / 2  # (N, k) each
 
@@ -67,9 +68,10 @@ class Consistency(Score):
 class ViewConsistency(Consistency):
     """How much of what distinguishes images survives an augmentation and another draw of noise. Ours; no labels.
 
-    Both views' pooled features are standardised together and projected on their leading principal components; per component
-    the intraclass correlation of the two views is E[a b] / E[(a^2 + b^2) / 2]; the score is their mean, in [-1, 1]. Noise that
-    differs between the draws lowers it, and so does detail that a small shift destroys. It is 0 for constant features.
+    The pooled features, centred in each view, are standardised together and projected on their leading principal components; per
+    component the intraclass correlation of the two views is E[a b] / E[(a^2 + b^2) / 2]; the score is their mean, in [-1, 1].
+    What the noise makes of an image lowers it where it differs between the draws, and so does detail that a small shift
+    destroys. It is 0 for constant features.
     Two augmented views per image. Cost: one eigendecomposition of D x D.
 
     Args:

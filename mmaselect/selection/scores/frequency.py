@@ -65,9 +65,9 @@ class HighFrequencyRatio(Score):
 class CoherentHighFrequencyRatio(Score):
     """Share of the spectral energy that is in the high band, differs between images, and agrees between two draws of noise. Ours.
 
-    With the mean map m of all images and draws removed, the sum over the high band of Re (F1 - M)(F2 - M)* over the sum over all
-    frequencies of (|F1 - M|^2 + |F2 - M|^2) / 2. Added noise cancels in the cross-spectrum; noise that is in the images, such as
-    a sensor's, does not. In [-1, 1], 0 for constant features. Two passes per image, which must all be of one size.
+    With the mean map of all images removed from each draw, the sum over the high band of Re (F1 - M1)(F2 - M2)* over the sum over
+    all frequencies of (|F1 - M1|^2 + |F2 - M2|^2) / 2. Added noise cancels in the cross-spectrum; noise that is in the images,
+    such as a sensor's, does not. In [-1, 1], 0 for constant features. Two passes per image, which must all be of one size.
 
     Args:
         cutoff (float): Lower edge of the high band, as a fraction of Nyquist.
@@ -88,12 +88,14 @@ class CoherentHighFrequencyRatio(Score):
         return torch.stack([(cross * high).sum((1, 2)), power], 1)  # (B, 2)
 
     def total(self, maps):
-        return (maps[0].double() + maps[1].double()).sum(0).cpu() / 2  # (D, h, w)
+        return torch.stack([m.double().sum(0) for m in maps]).cpu()  # (2, D, h, w)
 
     def terms(self, rows, total):
-        # Sum over images of Re (F1 - M)(F2 - M)* = sum of Re F1 F2* - N |M|^2, since M is the mean of both draws.
-        mean = torch.fft.fft2(total / len(rows), norm='ortho').abs().square().sum(0)  # (h, w)
-        high = frequency(*mean.shape, self.band, mean.device) > self.cutoff
-        numerator, denominator = rows[:, :1] - (mean * high).sum(), rows[:, 1:] - mean.sum()
+        # Sum over images of Re (F1 - M1)(F2 - M2)* = sum of Re F1 F2* - N Re M1 M2*, and likewise for the power.
+        first, second = torch.fft.fft2(total / len(rows), norm='ortho')  # (D, h, w)
+        cross = (first * second.conj()).real.sum(0)  # (h, w)
+        power = (first.abs().square() + second.abs().square()).sum() / 2
+        high = frequency(*cross.shape, self.band, cross.device) > self.cutoff
+        numerator, denominator = rows[:, :1] - (cross * high).sum(), rows[:, 1:] - power
         # What is left of constant features is rounding.
         return numerator, denominator * (denominator.sum() > 1e-5 * rows[:, 1].sum())

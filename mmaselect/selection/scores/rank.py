@@ -67,9 +67,10 @@ class LiDAR(Pooled):
     delta: float = 1e-4
 
     def value(self, rows, total=None):
+        rows = rows - rows.mean(0)  # what all images share, the draw of noise of a view, is no spread within them
         centre = rows.mean(1)  # (N, D)
         spread = (rows - centre[:, None]).flatten(0, 1)  # (2 N, D)
-        between = (centre - centre.mean(0)).T @ (centre - centre.mean(0)) / len(centre)
+        between = centre.T @ centre / len(centre)
         within = spread.T @ spread / len(centre) + self.delta * torch.eye(spread.shape[1], dtype=rows.dtype)
         values, vectors = torch.linalg.eigh(within)
         whiten = vectors / values.clamp_min(self.delta).sqrt()  # (D, D)
