@@ -84,7 +84,7 @@ class AutoTimestepNeck(BaseModule):
         image_size (Sequence[int] | int | None): Height and width in pixels that these are cut to; by default the crop size
             of the data_preprocessor, or no cut where it has none.
         forward_batch (int): Latents per forward pass of the sweep.
-        seed (int): Of the choice of images, of noise and augmentation.
+        seed (int): Of the choice of images and of augmentation. The noise is the backbone's.
         init_cfg (dict | None): MMEngine's.
 
     Raises:

@@ -41,7 +41,7 @@ class TensorImages:
     def batches(self, start, stop):
         """This rank's share of the images from ``start`` to ``stop``: batches of (indices, images, labels or None).
 
-        Indices are unique over all ranks: noise and augmentation depend on them and the seed alone.
+        Indices are unique over all ranks: augmentation, and noise of each image's own, depend on them and the seed alone.
         """
         rank, ranks = rank_and_size()
         share = [index for index in range(start, min(stop, len(self))) if index % ranks == rank]

@@ -37,6 +37,7 @@ class SelectionResult:
         taps (tuple[tuple[int, str], ...]): What was scored.
         score (dict): Name and options of the score.
         num_images, seed (int): What it was measured on.
+        noise, noise_seed (str, int): What was added to the latents; see ``sweep``.
         forwards (int): Images run through the transformer, over all ranks, controls included.
         seconds (float): Wall time of the sweep.
         interval (tuple[int, int] | None): The timesteps between which 90 % of the bootstrap's choices lie.
@@ -54,6 +55,8 @@ class SelectionResult:
     score: dict
     num_images: int
     seed: int
+    noise: str
+    noise_seed: int
     forwards: int
     seconds: float
     interval: tuple[int, int] | None
@@ -139,6 +142,7 @@ class SelectionResult:
         try:
             data = json.loads(Path(path).read_text())
             data.setdefault('timesteps', [data['timestep']])  # files from when there was one
+            data = {**dict(noise='random', noise_seed=0), **data}  # and from when each image had a draw of its own
             for c in data['candidates']:
                 if c['log_snr'] is None:
                     c['log_snr'] = float('inf') if c['sigma'] == 0 else -float('inf')

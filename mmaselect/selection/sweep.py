@@ -93,9 +93,9 @@ def sweep(extractor, images, *, candidates=20, score='half_consistency', num_tim
         extractor.train(training)
     return SelectionResult(
         timestep=table.timesteps[0], timesteps=table.timesteps, tap=table.tap, candidates=table.candidates,
-        taps=tuple(extractor.taps), score=score.describe(), num_images=table.num_images, seed=seed, forwards=forwards,
-        seconds=time.perf_counter() - start, interval=table.interval, probability=table.probability, controls=found,
-        weights=weights_hash(extractor),
+        taps=tuple(extractor.taps), score=score.describe(), num_images=table.num_images, seed=seed, noise=noise,
+        noise_seed=noise_seed, forwards=forwards, seconds=time.perf_counter() - start, interval=table.interval,
+        probability=table.probability, controls=found, weights=weights_hash(extractor),
         versions=dict(mmaselect=__version__, torch=torch.__version__, diffusers=diffusers.__version__))
 
 
