@@ -32,10 +32,10 @@ def explained(x, y):
 @register('half_consistency')
 @dataclass(frozen=True)
 class HalfConsistency(Consistency):
-    """The mean of ``view_consistency`` and of what one half of an image tells of its other half. Ours; no labels.
+    """Two thirds ``view_consistency`` and one third what one half of an image tells of its other half. Ours; no labels.
 
     Noise that is in the image itself, a sensor's for instance, is the same in every view, so that views alone take it for
-    content. It is not the same in both halves of an image, which have the subject in common. The second part is R^2 of a ridge
+    content. It is not the same in both halves of an image, which have the subject in common. That part is R^2 of a ridge
     regression, leave-one-out, from the leading principal components of one half in one view to those of the other half in the
     other view, mean over left and right, top and bottom, both ways. Two augmented views per image. Cost: nine
     eigendecompositions of D x D.
@@ -44,7 +44,7 @@ class HalfConsistency(Consistency):
         components (int): Leading principal components.
     """
     aligned: ClassVar[bool] = True  # so that left stays left
-    components: int = 8
+    components: int = 16
 
     def observe(self, maps, labels=None):
         parts = [F.adaptive_avg_pool2d(m.float(), 2).flatten(2).transpose(1, 2) for m in maps]
@@ -58,6 +58,6 @@ class HalfConsistency(Consistency):
             y = principal(rows[:, 1, other].mean(1), self.components)
             halves.append(explained(x, y))
         halves = [torch.stack(part, 1) for part in zip(*halves, strict=True)]  # (N, 4) each
-        # Repeated such that both parts weigh the same in the mean of all ratios.
-        return tuple(torch.cat([view.repeat(1, len(HALVES)), half.repeat(1, view.shape[1])], 1)
+        # Repeated such that in the mean of all ratios the views weigh twice as much as the halves, which know no places.
+        return tuple(torch.cat([view.repeat(1, 2 * len(HALVES)), half.repeat(1, view.shape[1])], 1)
                      for view, half in zip(views, halves, strict=True))
