@@ -7,9 +7,9 @@
 The exhaustive search fits a probe (closed-form ridge regression) for every timestep, block and tap on a third of the images, and
 tests it on the other two thirds; its best is the oracle. Regret is the oracle's accuracy minus that of the timestep that a score
 picks, in points, for each tap, and for the tap and timestep that it picks together ('joint'). A seed is another third of the
-images to choose on and to fit probes on, and another draw of noise and views for the score. The oracle is the luckiest of all
-candidates on its test images, which no choice made on other images can be: the fair regret takes the best of one third of the
-images for the oracle, and compares on the other.
+images to choose on and to fit probes on, and other views for the score. The oracle is the luckiest of all candidates on its test
+images, which no choice made on other images can be: the fair regret takes the best of one third of the images for the oracle, and
+compares on the other.
 """
 import argparse
 from pathlib import Path
