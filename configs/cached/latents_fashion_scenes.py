@@ -6,7 +6,7 @@ model = dict(
     # Latents pass as they are. mmseg wants a size or a divisor.
     data_preprocessor=dict(_delete_=True, type='SegDataPreProcessor', size_divisor=1, seg_pad_val=255),
     # The timestep that tools/select_timestep.py chooses by half_consistency on the config with images.
-    backbone=dict(latents=latents, timestep=69))
+    backbone=dict(latents=latents, timestep=100))
 train_dataloader = dict(dataset=dict(pipeline=[
     dict(type='mmaselect.LoadLatents', cache=f'{latents}/train'),
     dict(type='LoadAnnotations'),
