@@ -126,9 +126,10 @@ class SweepImages:
         self.workers = cfg.train_dataloader.get('num_workers', 0)
 
     @functools.cached_property
-    def labelled(self):
-        """Whether the images have labels: what the first of them has."""
-        return next(self._prepared(self.order[:1]))[2] is not None
+    def label_kind(self):
+        """What has a label of its own, 'image' or 'pixel', or None where nothing has: as the first image says."""
+        label = next(self._prepared(self.order[:1]))[2]
+        return None if label is None else 'pixel' if label.ndim else 'image'
 
     def __len__(self):
         return len(self.order)

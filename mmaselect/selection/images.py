@@ -30,9 +30,9 @@ class TensorImages:
         self.images, self.labels, self.batch_size = images, labels, batch_size
 
     @property
-    def labelled(self):
-        """Whether ``batches`` gives labels."""
-        return self.labels is not None
+    def label_kind(self):
+        """What has a label of its own in what ``batches`` gives: 'image' or 'pixel', or None where nothing has."""
+        return None if self.labels is None else 'image' if self.labels.ndim == 1 else 'pixel'
 
     def __len__(self):
         """Images over all ranks."""

@@ -65,11 +65,11 @@ def sweep(extractor, images, *, candidates=20, score='half_consistency', num_tim
     ts = timesteps.resolve(candidates, len(extractor.process))
     if not len(images):
         raise ValueError('the sweep got no images: check that the dataset is not empty and that num_images is at least 1')
-    score = build(score, score == 'auto' and images.labelled)
+    score = build(score, images.label_kind if score == 'auto' else None)
     check(score, choose_tap, grow, controls, num_timesteps, gap)
     timesteps.spread(ts, [0] * len(ts), num_timesteps, gap)  # fails now, not after the work, where they do not fit
     pick = dict(choose_tap=choose_tap, num_timesteps=num_timesteps, gap=gap)
-    if score.labelled and not images.labelled:
+    if score.labelled and images.label_kind is None:
         raise ValueError(f'the score {score.name!r} needs labels, and these images have none: choose a score without, such as '
                          'half_consistency')
     training, start = extractor.training, time.perf_counter()
@@ -84,7 +84,7 @@ def sweep(extractor, images, *, candidates=20, score='half_consistency', num_tim
             table = _measure(main, images, ts, pick, grow, budget is not None, left, bar)
             found, forwards = {}, sum(gather(main.forwards))
             for name in controls:
-                model = _randomised(extractor, seed) if name == 'random weights' else extractor
+                model = randomised(extractor, seed) if name == 'random weights' else extractor
                 other = Measurement(model, [score], noise_images=name == 'noise', **options)
                 _step(other, images, 0, few, ts, bar)
                 found[name] = _choose(other, dict(pick, num_timesteps=1), sure=False).timesteps[0]
@@ -212,7 +212,7 @@ def _choose(measurement, pick, sure=True):
     return outcome
 
 
-def _randomised(extractor, seed):
+def randomised(extractor, seed):
     """A copy of the extractor whose transformer has the random weights that its class gives it."""
     model = extractor.family.model
     first = next(model.parameters())

@@ -136,8 +136,7 @@ def test_the_log_has_every_remark(data, tmp_path, monkeypatch):
 # Labels
 
 
-@pytest.mark.parametrize('name', [SEG, CLS])
-@pytest.mark.parametrize('score', ['auto', 'ridge'])
+@pytest.mark.parametrize('name, score', [(SEG, 'auto'), (SEG, 'ridge'), (CLS, 'ridge')])
 def test_a_probe_gets_the_labels(name, score, data, tmp_path):
     changes = {'model.neck.score': score, 'model.neck.num_images': 12}
     result = AutoTimestepHook().select(runs.runner(name, data, tmp_path, changes))
@@ -145,16 +144,16 @@ def test_a_probe_gets_the_labels(name, score, data, tmp_path):
     assert read(tmp_path) == result
 
 
-def labels(runner, size=None):
-    """Path -> label, and whether there are any."""
+def labels(runner, kind, size=None):
+    """Path -> label and image, of labels of this kind."""
     source = images.SweepImages(runner.cfg, runner.model, 6, size, seed=0)
-    assert source.labelled and len(source) == 6
+    assert source.label_kind == kind and len(source) == 6
     return {source.dataset.get_data_info(index)['img_path']: (label, image)
             for indices, stack, own in source.batches(0, 6) for index, image, label in zip(indices, stack, own, strict=True)}
 
 
 def test_labels_of_classes_are_those_of_the_images(data, tmp_path):
-    found = labels(runs.runner(CLS, data, tmp_path))
+    found = labels(runs.runner(CLS, data, tmp_path), 'image')
     assert len(found) == 6
     for path, (label, _) in found.items():
         assert f'{int(label) + 1:03d}.Bird' in path  # classes count from 0, folders from 1
@@ -164,7 +163,7 @@ def test_labels_of_classes_are_those_of_the_images(data, tmp_path):
 def test_labels_of_pixels_are_those_of_the_images(size, data, tmp_path):
     """The masks are of the size of the files, and the pipeline of validation resizes the images; then they are cut."""
     resized = 0
-    for path, (label, image) in labels(runs.runner(ADE, data, tmp_path), size).items():
+    for path, (label, image) in labels(runs.runner(ADE, data, tmp_path), 'pixel', size).items():
         assert label.shape == image.shape[1:]
         mask = np.asarray(Image.open(path.replace('images', 'annotations').replace('.jpg', '.png')))
         resized += mask.shape != label.shape

@@ -162,7 +162,7 @@ def test_controls_are_recorded_and_counted():
 def test_random_weights_forget_the_transformer_and_keep_the_rest():
     extractors = [tiny.extractor([(1, 'mlp')], seed=seed) for seed in (1, 2)]
     extractors[1].encoder.load_state_dict(extractors[0].encoder.state_dict())
-    models = [(extractor, module._randomised(extractor, 7), module._randomised(extractor, 8)) for extractor in extractors]
+    models = [(extractor, module.randomised(extractor, 7), module.randomised(extractor, 8)) for extractor in extractors]
     maps = [[model(tiny.images(), 50)[0] for model in own] for own in models]
     assert not torch.allclose(maps[0][0], maps[1][0])
     assert torch.equal(maps[0][1], maps[1][1]) and torch.equal(maps[0][2], maps[1][2])
@@ -226,4 +226,4 @@ def test_a_budget_that_the_candidates_exceed_is_refused():
 
 def test_a_probe_with_fewer_than_two_images_of_a_class_is_refused():
     with pytest.raises(ValueError, match='24 images of 24 classes are too few'):
-        sweep(Planted(), TensorImages(colours(), torch.arange(24)), candidates=TIMES, score='auto')
+        sweep(Planted(), TensorImages(colours(), torch.arange(24)), candidates=TIMES, score='ridge')

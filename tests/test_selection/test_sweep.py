@@ -148,10 +148,12 @@ def test_scores_that_need_labels_say_so():
         sweep(Planted(), TensorImages(colours()), candidates=TIMES, score='ridge')
 
 
-def test_auto_asks_the_labels_where_there_are_any():
-    found = [sweep(Planted(), TensorImages(colours(), labels), candidates=TIMES, score='auto') for labels in (classes(), None)]
-    assert [result.score['type'] for result in found] == ['ridge', 'half_consistency']
-    assert scores_of(found[0])[0] < 0 < 0.5 < found[0].best.score
+def test_auto_asks_the_labels_where_pixels_have_them():
+    masks = classes()[:, None, None].expand(-1, 12, 20)
+    found = [sweep(Planted(), TensorImages(colours(), labels), candidates=TIMES, score='auto')
+             for labels in (masks, classes(), None)]
+    assert [result.score['type'] for result in found] == ['ridge', 'half_consistency', 'half_consistency']
+    assert scores_of(found[0])[0] < 0.5 < found[0].best.score
 
 
 def test_coherent_hfr_of_images_of_two_sizes_is_refused():
