@@ -103,7 +103,7 @@ def exhaustive(task, timesteps):
     start, fitting, table = clock(), 0.0, []
     labels, device = task.images.labels, next(task.extractor.parameters()).device
     classes = int(labels[labels != 255].max()) + 1
-    latents = [task.extractor.encoder(batch.to(device)) for batch in task.images.images.split(task.batch)]
+    latents = [task.extractor.encoder(batch.to(device)) for batch in task.images.images.split(task.images.batch_size)]
     grid = [side // task.extractor.family.patch_size for side in latents[0].shape[-2:]]
     labels = labels.to(device)
     wanted = targets(grid, labels, classes)  # (N, m, C)

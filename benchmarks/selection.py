@@ -22,14 +22,16 @@ from record import ROOT
 
 from mmaselect.selection import Measurement, TensorImages, scores
 from mmaselect.selection.candidates import even
+from mmaselect.selection.sweep import randomised
 
+CONTROL_IMAGES = 128
 SCORES = {
     'hfr': 'hfr', 'hfr, low cutoff': dict(type='hfr', cutoff=0.25), 'hfr, all but the mean': dict(type='hfr', cutoff=0.0),
     'hfr_coherent': 'hfr_coherent', 'view_consistency': 'view_consistency',
     'view_consistency, all': dict(type='view_consistency', components=None),
     'cell_consistency': 'cell_consistency', 'half_consistency': 'half_consistency', 'rankme': 'rankme',
     'alpha_req': 'alpha_req', 'lidar': 'lidar', 'fisher': 'fisher', 'ridge': 'ridge',
-    'ridge, 0.1, accuracy': dict(type='ridge', ridge=0.1, measure='accuracy')}
+    'ridge, 0.1, accuracy': dict(type='ridge', ridge=0.1, measure='accuracy'), 'auto': 'auto'}
 
 
 def spearman(a, b):
@@ -43,37 +45,50 @@ def spearman(a, b):
     return (a @ b / scale).item() if scale > 0 else 0.0
 
 
+def tabled(extractor, group, images, timesteps, seed, bf16):
+    """For each score of a group its values on all of the images, (T, taps), and its seconds."""
+    measurement = Measurement(extractor, group, seed=seed)
+    start = clock()
+    with precision(bf16):
+        measurement.add(images.batches(0, len(images)))
+        measurement.run(timesteps)
+    seconds = clock() - start
+    for place, score in enumerate(group):
+        start = clock()
+        values = torch.zeros(len(timesteps), len(extractor.taps))
+        for t, tap, rows, total in measurement.gathered(place):
+            values[timesteps.index(t), tap] = score.value(rows, total)
+        share = score.views / measurement.per_image  # of the forward passes, where nearly all of the time goes
+        yield score, values, seconds * share + clock() - start
+
+
 def measure(task, timesteps, names, passes, seed, bf16):
-    """For each score its values (T, taps), the images and the forward passes that it looks at, and its seconds.
+    """For each score its values (T, taps), the best (taps,) that it gives to random weights or None, the images and the forward
+    passes that it looks at, and its seconds.
 
     Every score has the same number of forward passes per timestep: one that compares two views looks at half as many images.
     """
-    part = TensorImages(task.images.images[seed::PARTS], task.images.labels[seed::PARTS], batch_size=64)
-    built = {name: scores.build(SCORES[name]) for name in names}
+    def part(count):
+        return TensorImages(*(of[seed::PARTS][:count] for of in (task.images.images, task.images.labels)), batch_size=64)
+    built = {name: scores.build(SCORES[name], task.images.label_kind) for name in names}
     for views in {score.views for score in built.values()}:
-        group = [name for name in names if built[name].views == views]
-        images = min(passes // views, len(part))
-        measurement = Measurement(task.extractor, [built[name] for name in group], seed=seed)
-        start = clock()
-        with precision(bf16):
-            measurement.add(part.batches(0, images))
-            measurement.run(timesteps)
-        seconds = clock() - start
-        for place, name in enumerate(group):
-            start = clock()
-            values = torch.zeros(len(timesteps), len(task.extractor.taps))
-            for t, tap, rows, total in measurement.gathered(place):
-                values[timesteps.index(t), tap] = built[name].value(rows, total)
-            share = views / measurement.per_image  # of the forward passes, where nearly all of the time goes
-            yield name, values, images, views * images * len(timesteps), seconds * share + clock() - start
+        group = [*dict.fromkeys(score for score in built.values() if score.views == views)]  # 'auto' is one of the others
+        control = [score for score in group if score.comparable and not score.labelled]
+        ceilings = {score: values.amax(0) for score, values, _ in tabled(
+            randomised(task.extractor, seed), control, part(CONTROL_IMAGES), timesteps, seed, bf16)} if control else {}
+        images = part(passes // views)
+        for score, values, seconds in tabled(task.extractor, group, images, timesteps, seed, bf16):
+            for name in (name for name in names if built[name] == score):
+                yield name, values, ceilings.get(score), len(images), views * len(images) * len(timesteps), seconds
 
 
-def rows_of(task, timesteps, accuracy, exhaustive_seconds, name, values, images, forwards, seconds, seed):
-    """A row per tap, and one for the joint choice. ``accuracy`` is that of this seed's probes, (PARTS - 1, T, taps)."""
+def rows_of(task, timesteps, accuracy, exhaustive_seconds, name, values, ceiling, images, forwards, seconds, seed):
+    """A row per tap, one for the joint choice, and one for that by what a tap has above its ``ceiling`` (taps,), if any.
+    ``accuracy`` is that of this seed's probes, (PARTS - 1, T, taps)."""
     common = dict(setting=task.name, model=task.model, dataset=task.dataset, score=name, seed=seed, images=images,
                   forwards=forwards, seconds=round(seconds, 1), exhaustive_seconds=round(exhaustive_seconds, 1))
 
-    def row(block, tap, among):
+    def row(block, tap, among, values=values):
         """Of the choice among some of the columns of both tables."""
         ours, parts = values[:, among].flatten(), accuracy[:, :, among].flatten(1)  # (T * columns,), (PARTS - 1, T * columns)
         theirs = parts.mean(0)
@@ -88,17 +103,20 @@ def rows_of(task, timesteps, accuracy, exhaustive_seconds, name, values, images,
     taps = task.extractor.taps
     for k, (block, tap) in enumerate(taps):
         yield row(block, tap, [k])
-    block, tap = taps[int(values.argmax()) % len(taps)]
-    yield row(None, f'joint: {tap} of block {block}', slice(None))
+    for kind, own in (('joint', values), ('above random', None if ceiling is None else values - ceiling)):
+        if own is not None:
+            block, tap = taps[int(own.argmax()) % len(taps)]
+            yield row(None, f'{kind}: {tap} of block {block}', slice(None), own)
 
 
 def report(rows):
     """Tables in Markdown, a column per setting: what the search found and took, and how every score does against it."""
     settings, names = ([*dict.fromkeys(row[key] for row in rows)] for key in ('setting', 'score'))
 
-    def cells(say, joint=False, scores=names):
+    def cells(say, joint=None, scores=names):
         """What ``say`` makes of the rows of a setting, for each setting and then for all of them."""
-        kept = [row for row in rows if (row['block'] is None) == joint and row['score'] in scores]
+        kept = [row for row in rows if row['score'] in scores
+                and (row['block'] is not None if joint is None else row['tap'].startswith(f'{joint}:'))]
         return [say([row for row in kept if row['setting'] in part]) for part in ([setting] for setting in settings)] \
             + [say(kept)]
 
@@ -115,15 +133,18 @@ def report(rows):
     def span(key):
         return lambda own: f'{min(row[key] for row in own)} to {max(row[key] for row in own)}'
 
-    def by_score(say, joint=False):
-        return [(f'`{name}`', *cells(say, joint, [name])) for name in names]
+    def by_score(say, joint=None):
+        found = [name for name in names if joint != 'above random' or any(
+            row['score'] == name and row['tap'].startswith(joint) for row in rows)]
+        return [(f'`{name}`', *cells(say, joint, [name])) for name in found]
     found = [('best accuracy or mIoU', *cells(lambda own: f'{max(row["oracle"] for row in own):.1f}')),
              ('oracle timesteps', *cells(span('oracle_t'))), ('seconds of the search', *cells(mean('exhaustive_seconds', 0)))]
     return '\n\n'.join([
         table('exhaustive search', found),
         table('regret in points: mean over taps and seeds (worst)', by_score(worst('regret_points'))),
         table('fair regret', by_score(worst('fair_regret_points'))),
-        table('regret of tap and timestep chosen together', by_score(worst('regret_points'), joint=True)),
+        table('regret of tap and timestep chosen together', by_score(worst('regret_points'), 'joint')),
+        table('the same, above random weights', by_score(worst('regret_points'), 'above random')),
         table('rank correlation', by_score(mean('spearman'))),
         table('timesteps chosen', by_score(span('chosen_t'))),
         table('seconds', by_score(mean('seconds', 0)))])
@@ -153,7 +174,7 @@ def from_config(path, checkpoint, count):
     backbone.unfold()
     backbone.extractor.set_taps(neck.tap_candidates or hook.default_taps(backbone))
     return tasks.Task(Path(path).stem, str(checkpoint or path), 'training images', backbone.extractor.eval(),
-                      TensorImages(images, labels), batch=max(1, 100 * 64**2 // images[0, 0].numel()))
+                      TensorImages(images, labels, max(1, 100 * 64**2 // images[0, 0].numel())))
 
 
 def main():
@@ -183,8 +204,8 @@ def main():
         with precision(args.bf16):
             accuracy, seconds = remembered(task, timesteps, path, args.bf16)
         for seed in args.seeds:
-            for score, values, images, forwards, own in measure(task, timesteps, args.scores, args.passes, seed, args.bf16):
-                rows += rows_of(task, timesteps, accuracy[seed], seconds, score, values, images, forwards, own, seed)
+            for found in measure(task, timesteps, args.scores, args.passes, seed, args.bf16):
+                rows += rows_of(task, timesteps, accuracy[seed], seconds, *found, seed)
             record.write(args.out, head, rows)  # at once, since the whole takes hours
         print(report([row for row in rows if row['setting'] == task.name]), flush=True)
     if len({row['setting'] for row in rows}) > 1:

@@ -30,7 +30,6 @@ class Task:
     dataset: str
     extractor: Extractor
     images: TensorImages
-    batch: int = 100  # images at a time
 
 
 def enlarge(images):
@@ -61,12 +60,11 @@ def digits(count):
 
 def scenes(count):
     """The fashion scenes and their masks. There are 2,500; the models saw none, but the garments in 2,000 of them."""
-    files = sorted((DATA / 'fashion_scenes' / 'img_dir').glob('train/*.png')) \
-        + sorted((DATA / 'fashion_scenes' / 'img_dir').glob('val/*.png'))
+    folder = DATA / 'fashion_scenes'
+    files = sorted((folder / 'img_dir').glob('train/*.png')) + sorted((folder / 'img_dir').glob('val/*.png'))
     files = [files[index] for index in shuffled(count, len(files))]
     images = np.stack([np.asarray(Image.open(path)) for path in files])
-    masks = np.stack([np.asarray(Image.open(DATA / 'fashion_scenes' / 'ann_dir' / path.parent.name / path.name))
-                      for path in files])
+    masks = np.stack([np.asarray(Image.open(folder / 'ann_dir' / path.parent.name / path.name)) for path in files])
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1, torch.from_numpy(masks).long()
 
 
@@ -122,4 +120,4 @@ def build(name, images, masks):
     taps = [(block, tap) for block in BLOCKS for tap in TAPS]
     x, y = source(masks if source is scenes else images)
     dataset = source.__name__ + ('' if degrade is clean else f', {degrade.__name__}')
-    return Task(name, model, dataset, Extractor.from_pretrained(MODELS[model], taps).eval(), TensorImages(degrade(x), y))
+    return Task(name, model, dataset, Extractor.from_pretrained(MODELS[model], taps).eval(), TensorImages(degrade(x), y, 100))

@@ -65,26 +65,32 @@ def planted_task():
     model = Planted()
     model.family = torch.nn.Linear(1, 1)  # a parameter, as models have them
     model.family.patch_size = 1
-    return Task('planted', 'planted', 'colours', model, TensorImages(images, colour.flatten(1).argmax(1)), batch=50)
+    return Task('planted', 'planted', 'colours', model, TensorImages(images, colour.flatten(1).argmax(1), 50))
 
 
-def test_search_and_choice_find_the_planted_timestep():
+def test_search_and_choice_find_the_planted_timestep(monkeypatch):
+    monkeypatch.setattr(selection, 'randomised', lambda extractor, seed: extractor)  # it has no architecture
     task = planted_task()
     accuracy, _ = probes.exhaustive(task, list(TIMES))
     assert accuracy.shape == (3, 2, len(TIMES), 1)
     curve = accuracy.mean((0, 1))[:, 0]
     assert curve[TIMES.index(BEST)] == curve.max() > 80
     assert curve[TIMES.index(999)] < 50  # nothing is left of the images there
-    for name, values, images, forwards, _ in selection.measure(task, list(TIMES), ['half_consistency', 'ridge'], 40, 0, False):
-        rows = list(selection.rows_of(task, list(TIMES), accuracy[0], 9.0, name, values, images, forwards, 1.0, 0))
-        assert [row['chosen_t'] for row in rows] == [BEST, BEST] and rows[0]['regret_points'] == 0
-        assert (images, forwards) == ((20, 280) if name == 'half_consistency' else (40, 280))
+    found = {own[0]: own[1:] for own in selection.measure(
+        task, list(TIMES), ['half_consistency', 'ridge', 'auto'], 40, 0, False)}
+    assert found['auto'] == found['half_consistency']  # measured once
+    for name, (values, ceiling, images, forwards, _) in found.items():
+        rows = list(selection.rows_of(task, list(TIMES), accuracy[0], 9.0, name, values, ceiling, images, forwards, 1.0, 0))
+        labelled = name == 'ridge'
+        assert [row['chosen_t'] for row in rows] == [BEST] * (2 if labelled else 3) and rows[0]['regret_points'] == 0
+        assert (images, forwards) == ((40, 280) if labelled else (20, 280))
+        assert labelled == (ceiling is None)
 
 
 def test_regret_and_fair_regret_by_hand():
     task = planted_task()
     accuracy = torch.tensor([[50.0, 60, 56], [50, 52, 58]])[..., None]  # per part, of three timesteps; means 50, 56, 57
-    row, joint = selection.rows_of(task, [0, 10, 20], accuracy, 1.0, 'x', torch.tensor([[1.0], [3], [2]]), 5, 10, 1.0, 0)
+    row, joint = selection.rows_of(task, [0, 10, 20], accuracy, 1.0, 'x', torch.tensor([[1.0], [3], [2]]), None, 5, 10, 1.0, 0)
     assert (row['chosen_t'], row['chosen'], row['oracle_t'], row['oracle'], row['regret_points']) == (10, 56, 20, 57, 1)
     assert row['fair_regret_points'] == (56 + 52) / 2 - 56  # the best of the second part on the first, and the other way round
     assert {key: row[key] for key in row if key not in ('tap', 'block')} == {
@@ -105,7 +111,7 @@ def test_the_tables_have_means_over_taps_and_seeds_and_the_worst():
     accuracy = torch.tensor([[[50.0, 60], [60, 40]]] * 2)  # both parts: two timesteps, two taps
     rows = [row for seed, best in ((0, [1, 1]), (1, [0, 1]))
             for row in selection.rows_of(task_of_two_taps(task), [0, 10], accuracy, 9.0, 'x',
-                                         torch.tensor([[1.0 - best[0], 1.0 - best[1]], best]), 5, 10, 1.0, seed)]
+                                         torch.tensor([[1.0 - best[0], 1.0 - best[1]], best]), None, 5, 10, 1.0, seed)]
     lines = selection.report(rows).split('\n')
     # Regrets: 0 and 20 with the first seed, 10 and 20 with the second.
     assert '| `x` | 12.50 (20.0) | 12.50 (20.0) |' in lines
@@ -116,3 +122,14 @@ def test_the_tables_have_means_over_taps_and_seeds_and_the_worst():
 def task_of_two_taps(task):
     task.extractor.taps = ((0, 'hidden'), (1, 'hidden'))
     return task
+
+
+def test_the_joint_choice_above_random_weights_leaves_out_what_a_tap_always_has():
+    task = task_of_two_taps(planted_task())
+    accuracy = torch.tensor([[[50.0, 60], [55, 70]]] * 2)  # two timesteps, two taps
+    values = torch.tensor([[0.9, 0.2], [0.8, 0.5]])
+    rows = list(selection.rows_of(task, [0, 10], accuracy, 9.0, 'x', values, torch.tensor([0.8, 0.1]), 5, 10, 1.0, 0))
+    assert [row['tap'] for row in rows[2:]] == ['joint: hidden of block 0', 'above random: hidden of block 1']
+    assert [row['chosen'] for row in rows[2:]] == [50, 70]
+    lines = selection.report(rows).split('\n')
+    assert lines.count('| `x` | 20.00 (20.0) | 20.00 (20.0) |') == lines.count('| `x` | 0.00 (0.0) | 0.00 (0.0) |') == 1
