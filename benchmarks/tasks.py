@@ -16,10 +16,10 @@ from mmaselect.selection import TensorImages
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / 'data'
-MODELS = {'latent': ROOT / 'configs' / 'fashion_dit', 'pixel': ROOT / 'work_dirs' / 'pixel_dit',
+MODELS = {'latent': ROOT / 'configs' / 'fashion_dit', 'pixel': ROOT / 'configs' / 'fashion_pixel_dit',
           'flow': ROOT / 'work_dirs' / 'flow_dit'}
 BLOCKS = (2, 4, 5, 6)
-SIZE = 64
+SIDES = {'latent': 64, 'pixel': 32, 'flow': 64}  # of the images that the models were made for
 
 
 @dataclass
@@ -32,9 +32,9 @@ class Task:
     images: TensorImages
 
 
-def enlarge(images):
-    """Grey images (N, h, w), 0 to 255, as (N, 3, 64, 64) in [-1, 1]."""
-    images = F.interpolate(images[:, None].float(), (SIZE, SIZE), mode='bilinear', antialias=True)
+def enlarge(images, side):
+    """Grey images (N, h, w), 0 to 255, as (N, 3, side, side) in [-1, 1]."""
+    images = F.interpolate(images[:, None].float(), (side, side), mode='bilinear', antialias=True)
     return (images / 127.5 - 1).clamp(-1, 1).expand(-1, 3, -1, -1)
 
 
@@ -43,19 +43,19 @@ def shuffled(count, of):
     return torch.randperm(of, generator=torch.Generator().manual_seed(0))[:count]
 
 
-def fashion(count):
+def fashion(count, side):
     """Images and labels of Fashion-MNIST's test set, which no model here has seen."""
     images = read_image_file(DATA / 'fashion_mnist' / 't10k-images-idx3-ubyte')
     chosen = shuffled(count, len(images))
-    return enlarge(images[chosen]), read_label_file(DATA / 'fashion_mnist' / 't10k-labels-idx1-ubyte')[chosen]
+    return enlarge(images[chosen], side), read_label_file(DATA / 'fashion_mnist' / 't10k-labels-idx1-ubyte')[chosen]
 
 
-def digits(count):
+def digits(count, side):
     """scikit-learn's digits, 1,797 images of 8x8 pixels, and their labels. No model here has seen a digit."""
     from sklearn.datasets import load_digits
     loaded = load_digits()
     chosen = shuffled(count, len(loaded.images))
-    return enlarge(torch.tensor(loaded.images) * 255 / 16)[chosen], torch.tensor(loaded.target)[chosen]
+    return enlarge(torch.tensor(loaded.images)[chosen] * 255 / 16, side), torch.tensor(loaded.target)[chosen]
 
 
 def scenes(count):
@@ -118,6 +118,6 @@ def build(name, images, masks):
     """A task by its name, of so many images, or of so many where they have masks; fewer where there are not as many."""
     model, source, degrade = TASKS[name]
     taps = [(block, tap) for block in BLOCKS for tap in TAPS]
-    x, y = source(masks if source is scenes else images)
+    x, y = scenes(masks) if source is scenes else source(images, SIDES[model])
     dataset = source.__name__ + ('' if degrade is clean else f', {degrade.__name__}')
     return Task(name, model, dataset, Extractor.from_pretrained(MODELS[model], taps).eval(), TensorImages(degrade(x), y, 100))
