@@ -117,8 +117,8 @@ def report(rows):
         """What ``say`` makes of the rows of a setting, for each setting and then for all of them."""
         kept = [row for row in rows if row['score'] in scores
                 and (row['block'] is not None if joint is None else row['tap'].startswith(f'{joint}:'))]
-        return [say([row for row in kept if row['setting'] in part]) for part in ([setting] for setting in settings)] \
-            + [say(kept)]
+        parts = [[row for row in kept if row['setting'] == setting] for setting in settings] + [kept]
+        return [say(part) if part else '' for part in parts]
 
     def table(head, lines):
         lines = [(head, *settings, 'all'), ('---', ) * (2 + len(settings)), *lines]

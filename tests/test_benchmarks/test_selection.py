@@ -131,5 +131,8 @@ def test_the_joint_choice_above_random_weights_leaves_out_what_a_tap_always_has(
     rows = list(selection.rows_of(task, [0, 10], accuracy, 9.0, 'x', values, torch.tensor([0.8, 0.1]), 5, 10, 1.0, 0))
     assert [row['tap'] for row in rows[2:]] == ['joint: hidden of block 0', 'above random: hidden of block 1']
     assert [row['chosen'] for row in rows[2:]] == [50, 70]
+    task.name = 'masks'  # where 'auto' has labels, and nothing to be above
+    rows += selection.rows_of(task, [0, 10], accuracy, 9.0, 'x', values, None, 5, 10, 1.0, 0)
     lines = selection.report(rows).split('\n')
-    assert lines.count('| `x` | 20.00 (20.0) | 20.00 (20.0) |') == lines.count('| `x` | 0.00 (0.0) | 0.00 (0.0) |') == 1
+    assert lines.count('| `x` | 20.00 (20.0) | 20.00 (20.0) | 20.00 (20.0) |') == 1
+    assert lines.count('| `x` | 0.00 (0.0) |  | 0.00 (0.0) |') == 1
