@@ -134,9 +134,8 @@ def report(rows):
         return lambda own: f'{min(row[key] for row in own)} to {max(row[key] for row in own)}'
 
     def by_score(say, joint=None):
-        found = [name for name in names if joint != 'above random' or any(
-            row['score'] == name and row['tap'].startswith(joint) for row in rows)]
-        return [(f'`{name}`', *cells(say, joint, [name])) for name in found]
+        lines = [(f'`{name}`', *cells(say, joint, [name])) for name in names]
+        return [line for line in lines if any(line[1:])]
     found = [('best accuracy or mIoU', *cells(lambda own: f'{max(row["oracle"] for row in own):.1f}')),
              ('oracle timesteps', *cells(span('oracle_t'))), ('seconds of the search', *cells(mean('exhaustive_seconds', 0)))]
     return '\n\n'.join([
