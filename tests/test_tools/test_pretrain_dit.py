@@ -72,7 +72,7 @@ def test_pretraining_on_pixels_with_flow_matching(data, tmp_path):
     printed = runs.run_here(*pretrain_words('flow', data, tmp_path, '--pixels', '--flow', '--bf16', '--dit-steps', 100))
     assert 'vae' not in printed and not (tmp_path / 'flow' / 'vae').exists()
     extractor = Extractor.from_pretrained(tmp_path / 'flow')
-    assert extractor.token_stride == 8 and extractor.process.signal[-1] == 0  # flow matching ends in pure noise
+    assert extractor.token_stride == 4 and extractor.process.signal[-1] == 0  # flow matching ends in pure noise
     feature, = extractor(tiny.images(2, 16, 24), 100)
     assert feature.shape == (2, 128, 2, 3) and feature.isfinite().all()
 
