@@ -47,10 +47,9 @@ def build(name, mode, args):
     optimizer = OptimWrapper(torch.optim.AdamW(trained, lr=1e-4))
     inputs = torch.rand(args.batch, channels, edge, edge, device=args.device) * 2 - 1
     data = dict(inputs=inputs, data_samples=[DataSample().set_gt_label(index % CLASSES) for index in range(args.batch)])
-    dtype = getattr(torch, args.dtype)
 
     def step():
-        with torch.autocast(torch.device(args.device).type, dtype, enabled=args.dtype != 'float32'):
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.dtype == 'bfloat16'):
             return model.train_step(data, optimizer)
     return step, model
 

@@ -75,4 +75,5 @@ def rank_of_two(rank, folder):
         result, forwards = run(name)
         result.save(f'{folder}/{name}.{rank}.json')
         torch.save(forwards, f'{folder}/{name}.{rank}.pt')
+    torch.distributed.barrier()  # else gloo of torch 2.1 may wait forever for a thread that waits for the interpreter
     torch.distributed.destroy_process_group()

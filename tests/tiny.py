@@ -1,8 +1,10 @@
 """Small models of the true architecture. adaLN starts at random, not at zero: else every block is the identity."""
 import torch
+from packaging.version import Version
 
 from mmaselect.extract import Extractor
 
+OLD_TORCH = Version(torch.__version__) < Version('2.4')  # as the stock stack needs
 VAE = dict(block_out_channels=(8, 8), down_block_types=('DownEncoderBlock2D',) * 2, up_block_types=('UpDecoderBlock2D',) * 2,
            layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=16, scaling_factor=0.5)
 DIT = dict(num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=4, sample_size=8,

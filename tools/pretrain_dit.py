@@ -32,6 +32,11 @@ from torchvision.utils import save_image
 from mmaselect.extract.noise import NoiseProcess
 from mmaselect.files import atomic
 
+try:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+except ImportError:  # torch before 2.3, which leaves no choice
+    sdpa_kernel = None
+
 VAE = dict(block_out_channels=(16, 32, 64), down_block_types=('DownEncoderBlock2D',) * 3,
            up_block_types=('UpDecoderBlock2D',) * 3, layers_per_block=1, latent_channels=4, norm_num_groups=8)
 DIT = dict(num_attention_heads=4, attention_head_dim=32, num_layers=8, norm_type='ada_norm_zero', num_embeds_ada_norm=1)
@@ -122,10 +127,9 @@ def precision(args):
     """Mixed precision where asked for. On a CPU, PyTorch's fused attention is slow in bfloat16: plain matmuls are not."""
     context = contextlib.ExitStack()
     if args.bf16:
-        from torch.nn.attention import SDPBackend, sdpa_kernel  # torch 2.3 and newer
         device = torch.device(args.device).type
         context.enter_context(torch.autocast(device, torch.bfloat16))
-        if device == 'cpu':
+        if device == 'cpu' and sdpa_kernel:
             context.enter_context(sdpa_kernel(SDPBackend.MATH))
     return context
 

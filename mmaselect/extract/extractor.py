@@ -2,6 +2,7 @@
 import functools
 
 import torch
+from packaging.version import Version
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -96,7 +97,13 @@ class Extractor(nn.Module):
         """Compiles the blocks by ``torch.compile`` with these options; nn.Module's own method would take in the VAE too.
 
         Names of parameters stay as they are, and copies of the extractor share what was compiled.
+
+        Raises:
+            RuntimeError: PyTorch is older than 2.4. The compiler of 2.1 cannot follow sets, and would compile pieces of a block.
         """
+        if Version(torch.__version__) < Version('2.4'):
+            raise RuntimeError(f'compiling the blocks needs PyTorch 2.4 or newer, and this is {torch.__version__}: leave compile '
+                               'at False')
         self._walk = torch.compile(walk, **options)
 
     def _checked(self, t):

@@ -6,6 +6,7 @@ arrays and the HistoryBuffers of a training checkpoint, and nothing else.
 """
 import codecs
 import functools
+import os
 import pickle
 import re
 import types
@@ -131,6 +132,7 @@ def load(file, map_location=None, *, mmap=None, **ignored):
         RefusedCheckpointError: It holds more than tensors, plain values, numpy arrays and HistoryBuffers.
         BrokenCheckpointError: It is cut off, damaged or no checkpoint.
     """
+    file = os.fspath(file) if isinstance(file, os.PathLike) else file  # torch 2.1 maps no other
     try:
         # Files of torch before 1.6 are no zip archives and cannot be mapped.
         checkpoint = _read(file, map_location=map_location, mmap=mmap and zipfile.is_zipfile(file))

@@ -6,6 +6,7 @@ from pathlib import Path
 import hungry
 import pytest
 import runs
+import tiny
 import torch
 
 sys.path.insert(0, str(runs.ROOT / 'benchmarks'))
@@ -33,6 +34,7 @@ def quick(program, tmp_path, capsys, *options):
     return written['rows']
 
 
+@pytest.mark.skipif(tiny.OLD_TORCH, reason='one contender is compiled')
 def test_forward(tmp_path, capsys):
     rows = quick(forward, tmp_path, capsys)
     assert all(row.keys() == FORWARD for row in rows)

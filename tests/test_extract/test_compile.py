@@ -28,6 +28,7 @@ def features(extractor, height=8, count=2, seed=0):
     return extractor.features(latent, 500, seeded_noise(latent.shape[1:], seed)[None])
 
 
+@pytest.mark.skipif(tiny.OLD_TORCH, reason='refused')
 @pytest.mark.parametrize('fold', [True, False])
 def test_training_and_evaluation_compile_once_each(fold):
     extractor = tiny.extractor(TAPS, dtype=torch.float64)
@@ -50,6 +51,7 @@ def test_training_and_evaluation_compile_once_each(fold):
         assert graphs() == 2, f'after iteration {iteration}'
 
 
+@pytest.mark.skipif(tiny.OLD_TORCH, reason='refused')
 def test_sizes_compile_at_most_twice_and_copies_share():
     """The second size makes the compiled blocks dynamic."""
     extractor = tiny.extractor(TAPS, dtype=torch.float64).fold([500])
@@ -60,3 +62,9 @@ def test_sizes_compile_at_most_twice_and_copies_share():
             for height in (8, 12, 16, 20, 8):
                 torch.testing.assert_close(features(each, height), features(plain, height))
     assert graphs() == 2
+
+
+def test_an_old_torch_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', '2.1.2')
+    with pytest.raises(RuntimeError, match='needs PyTorch 2.4 or newer, and this is 2.1.2'):
+        tiny.extractor().compile()

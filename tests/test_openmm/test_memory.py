@@ -80,6 +80,7 @@ def real(cfg):
     return (parameters, gradients, state, first.left + images.nbytes, peak), sum(saved.values())
 
 
+@pytest.mark.skipif(tiny.OLD_TORCH, reason='refused')
 @pytest.mark.parametrize('case', CASES)
 def test_a_prediction_is_what_a_real_step_takes(case, data, tmp_path):
     name, changes = CASES[case]
@@ -98,8 +99,15 @@ def test_a_prediction_is_what_a_real_step_takes(case, data, tmp_path):
         assert found.activations == pytest.approx(saved + BATCH * 3 * SIZE[0] * SIZE[1] * 4, rel=0.15)
 
 
+@pytest.mark.skipif(tiny.OLD_TORCH, reason='refused')
 def test_what_a_gpu_leaves_in_float32_goes_with_checkpointing(data, tmp_path):
     """Blocks are computed anew in the types in which they were computed."""
     cfg = runs.config('aselect_cub_finetune', data, tmp_path, BF16)
     gpu, cpu = (memory.predict(cfg, batch_size=BATCH, size=SIZE, device=device) for device in ('gpu', 'cpu'))
     assert gpu.parameters == cpu.parameters and gpu.activations >= cpu.activations
+
+
+def test_an_old_torch_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', '2.1.2')
+    with pytest.raises(RuntimeError, match='needs PyTorch 2.4 or newer, and this is 2.1.2'):
+        memory.predict(runs.shipped('aselect_cub'))

@@ -74,7 +74,7 @@ def test_pretraining_on_pixels_with_flow_matching(data, tmp_path):
     extractor = Extractor.from_pretrained(tmp_path / 'flow')
     assert extractor.token_stride == 4 and extractor.process.signal[-1] == 0  # flow matching ends in pure noise
     feature, = extractor(tiny.images(2, 16, 24), 100)
-    assert feature.shape == (2, 128, 2, 3) and feature.isfinite().all()
+    assert feature.shape == (2, 128, 4, 6) and feature.isfinite().all()
 
 
 def test_a_source_that_is_no_images_is_named(tmp_path):

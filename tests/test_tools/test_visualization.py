@@ -136,7 +136,8 @@ def test_report(segmentor):
     chosen = SelectionResult.load(segmentor.folder / 'timestep_selection.json').timestep
     assert f'<b>t = {chosen}</b>' in page and 'mIoU' in page and 'Trained for 2 iterations' in page and 'PyTorch' in page
     pictures = [Image.open(io.BytesIO(base64.b64decode(uri))) for uri in re.findall(r'data:image/png;base64,([\w+/=]+)', page)]
-    assert len(pictures) == 1 + 2 + 1  # prediction, features, timesteps
+    drawn = list(segmentor.folder.glob('*/vis_data/vis_image/val_*.png'))  # one by onedl's hook, all by stock mmseg's
+    assert drawn and len(pictures) == min(2, len(drawn)) + 2 + 1  # predictions, features, timesteps
     assert all(np.asarray(picture.convert('L')).std() > 1 for picture in pictures)
 
 
@@ -159,6 +160,7 @@ def changed(run, path, text):
     return path
 
 
+@pytest.mark.skipif(tiny.OLD_TORCH, reason='mmseg 1.2.2 draws into an array that OpenCV does not take')
 def test_mmseg_browse_dataset(segmentor, tmp_path):
     runs.run_here(tool_of('mmseg', 'analysis_tools/browse_dataset.py'), segmentor.config, '--output-dir', tmp_path, '--not-show')
     assert len(list(tmp_path.iterdir())) == runs.TRAIN and pixels(next(tmp_path.iterdir())).std() > 1
@@ -176,6 +178,7 @@ def flops(printed):
     return float(amount) * dict(K=1e3, M=1e6, G=1e9)[unit]
 
 
+@pytest.mark.skipif(tiny.OLD_TORCH, reason='mmseg 1.2.2 gives MMEngine 0.10.7 both of two arguments of which it takes one')
 def test_mmseg_get_flops(segmentor):
     """FLOPs do not depend on the timestep, and grow with the image."""
     small, large = (flops(runs.run_here(tool_of('mmseg', 'analysis_tools/get_flops.py'), segmentor.config, '--shape', 32, width,
@@ -183,6 +186,7 @@ def test_mmseg_get_flops(segmentor):
     assert large == pytest.approx(2 * small, rel=0.1) and small > 1e5
 
 
+@pytest.mark.skipif(tiny.OLD_TORCH, reason='torch 2.1 cannot trace a random generator; tools/analysis_tools/cost.py counts')
 def test_mmpretrain_get_flops(classifier, tmp_path):
     """It takes no --cfg-options, so the timestep, which FLOPs do not depend on, is fixed by a config of two lines."""
     config = changed(classifier, tmp_path / 'fixed.py', 'model = dict(backbone=dict(timestep=0))')
