@@ -248,7 +248,9 @@ def main():
     for sentence in warnings:
         print(f'warning: {sentence}', file=sys.stderr)
     failures = []
-    bar = tqdm(total=len(runs), unit='run', miniters=0, mininterval=1 if sys.stderr.isatty() else 60)
+    done = [run for run in runs if 'cost' in run.record]
+    bar = tqdm(total=len(runs), initial=len(done), unit='run', smoothing=0, miniters=0,
+               mininterval=1 if sys.stderr.isatty() else 60)
     try:
         for run in runs:
             def tell(stage, run=run):
@@ -263,7 +265,7 @@ def main():
                 table = compare_table.write(out, runs, args.metrics, warnings, failures)
             except ValueError as error:
                 parser.error(str(error))
-            bar.update()
+            bar.update(run not in done)
     except KeyboardInterrupt:
         parser.exit(130, '\ninterrupted: the same command goes on from here\n')
     finally:
