@@ -87,9 +87,11 @@ def test_training(tmp_path, capsys):
 
 
 def test_sweep_chooses_the_same_as_a_naive_one_on_one_and_two_processes(tmp_path, capsys):
-    rows = quick(sweep, tmp_path, capsys)  # which asserts it
+    # Near pure noise, the rounding of torch 2.1 moves a score by leading components further than contenders may differ.
+    score, views = ('hfr', 1) if tiny.OLD_TORCH else ('view_consistency', 2)
+    rows = quick(sweep, tmp_path, capsys, '--score', score)  # which asserts it
     assert [(row['name'], row['processes'], row['forwards']) for row in rows] == [
-        (name, processes, 3 * 12 * 2) for name, processes in sweep.CONTENDERS.items()]
+        (name, processes, 3 * 12 * views) for name, processes in sweep.CONTENDERS.items()]
     assert len({row['timestep'] for row in rows}) == 1
     assert {'tap', 'tokens', 'images', 'candidates', 'score', 'ratio_to_naive', 'speedup'} < rows[0].keys()
     found = dict(timestep=3, scores=[0.1, 0.5])
