@@ -226,8 +226,8 @@ def build_runner(cfg):
 def leave():
     """Ends the processes' connection in order.
 
-    A process that just exits can abort in gloo's threads, after all its work; with torch 2.1 one that does not wait for the others
-    can hang, since gloo then waits for a thread that waits for the interpreter.
+    A process that just exits can abort in gloo's threads, after all its work; with torch 2.1 one that does not wait for the
+    others can hang, since gloo then waits for a thread that waits for the interpreter.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
