@@ -4,7 +4,7 @@
 # make docs    the documentation, into site/
 # make lint    ruff
 # make bench   forward pass, training, sweep and growth beside their peers and limits; QUICK=--quick shows in seconds that it runs
-# make bench-selection   every score against an exhaustive search; trains what is missing of two more small DiTs first; hours
+# make bench-selection   every score against an exhaustive search; trains what is missing of two more small DiTs first; hours, shared by WORKERS
 # make compare   the demo against other backbones in one table; SEEDS and COMPARED say how many times, and what
 # make mae     pretrains the ViT that the comparison's MAE rows need, where its weights are not there
 # make clean   removes the environments and caches; data, results and the compiled mmcv (.cache) stay
@@ -29,6 +29,7 @@ PRETRAINING := data/fashion_scenes/.complete_pretraining
 MAE := configs/baselines/mae_vit_fashion.pth
 PIXELS := configs/fashion_pixel_dit/loss.png
 SEEDS ?= 0 1 2
+WORKERS ?= 2
 COMPARED ?= configs/dit_aselect_fashion_scenes.py \
 	$(foreach name,resnet18 vit mae_frozen dit_fixed,configs/baselines/$(name)_fashion_scenes.py)
 IMAGES := data/fashion_scenes/img_dir/pretrain data/fashion_mnist/train-images-idx3-ubyte
@@ -52,7 +53,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/growth.py $(QUICK)
 
 bench-selection: $(INSTALLED) $(SCENES) $(PIXELS) work_dirs/flow_dit/loss.png
-	$(BIN)/python benchmarks/selection.py --out benchmarks/results/selection.json
+	$(BIN)/python benchmarks/selection.py --workers $(WORKERS) --out benchmarks/results/selection.json
 
 compare: $(INSTALLED) $(SCENES) $(MAE)
 	$(BIN)/python tools/compare.py $(COMPARED) --seeds $(SEEDS) --out benchmarks/results/compare.json

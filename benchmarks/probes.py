@@ -1,15 +1,11 @@
 """What the choice is measured against: a linear probe for every timestep, block and tap."""
-import json
 import time
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from mmaselect.extract import seeded_noise
-from mmaselect.files import atomic
 from mmaselect.selection.scores.probe import pooled
-from mmaselect.selection.sweep import weights_hash
 
 # Seconds of this process alone where it computes on CPUs, so that other programs on the machine do not count.
 clock = time.perf_counter if torch.cuda.is_available() else time.process_time
@@ -69,53 +65,33 @@ def accuracy(outputs, grid, labels, classes):
     return (100 * (right / union.clamp_min(1))[union > 0].double().mean()).item()
 
 
-def precision(bf16):
-    """What features are computed in: float32, or bfloat16 where autocast has it, half the time on CPUs with avx512_bf16."""
-    return torch.autocast('cuda' if torch.cuda.is_available() else 'cpu', torch.bfloat16, enabled=bf16)
-
-
-def remembered(task, timesteps, path, bf16):
-    """``exhaustive``, read from the file ``path``, if any, where it was done before with the same images, model and taps."""
-    if path is None:
-        return exhaustive(task, timesteps)
-    asked = dict(timesteps=timesteps, taps=[list(tap) for tap in task.extractor.taps], parts=PARTS, count=len(task.images),
-                 images=task.images.images.double().sum().item(), weights=weights_hash(task.extractor), bf16=bf16)
-    if path.is_file():
-        found = json.loads(path.read_text())
-        if found['asked'] == asked:
-            return torch.tensor(found['accuracy']), found['seconds']
-    found, seconds = exhaustive(task, timesteps)
-    with atomic(path) as part:
-        part.write_text(json.dumps(dict(asked=asked, accuracy=found.tolist(), seconds=seconds)))
-    return found, seconds
-
-
 @torch.no_grad()
 def exhaustive(task, timesteps):
-    """What a probe of each timestep and tap is worth, and the CPU seconds that the search takes with one of the parts.
+    """What a probe of each timestep and tap is worth, and the seconds that the search takes with one of the parts.
 
     A probe is fitted on one part of the images and tested on each of the others. The features are those that a backbone gives:
     every image gets the same noise.
 
     Returns:
-        tuple[Tensor, float]: Accuracies (PARTS, PARTS - 1, T, taps), by the part of the fit and that of the test.
+        tuple[Tensor, float, float]: Accuracies (PARTS, PARTS - 1, T, taps), by the part of the fit and that of the test; the
+            seconds of these timesteps; and those of encoding the images, 0 where they were.
     """
+    start = clock()
+    latents, encoding = task.latents, clock() - start
     start, fitting, table = clock(), 0.0, []
-    labels, device = task.images.labels, next(task.extractor.parameters()).device
-    classes = int(labels[labels != 255].max()) + 1
-    latents = [task.extractor.encoder(batch.to(device)) for batch in task.images.images.split(task.images.batch_size)]
+    classes = int(task.images.labels[task.images.labels != 255].max()) + 1
     grid = [side // task.extractor.family.patch_size for side in latents[0].shape[-2:]]
-    labels = labels.to(device)
+    labels = task.images.labels.to(latents[0].device)
     wanted = targets(grid, labels, classes)  # (N, m, C)
     noise = seeded_noise(latents[0].shape[1:], 0)[None]
-    for t in tqdm(timesteps, desc=f'{task.name}: exhaustive search', unit=' timesteps'):
+    for t in timesteps:
         batches = [[inputs(own, labels) for own in task.extractor.features(latent, t, noise)] for latent in latents]
         begin = clock()
         for features in zip(*batches, strict=True):
             table.append(_tested(torch.cat(features), wanted, grid, labels, classes))
         fitting += clock() - begin
     table = torch.tensor(table).view(len(timesteps), -1, PARTS, PARTS - 1).permute(2, 3, 0, 1)
-    return table, clock() - start - fitting * (1 - 1 / PARTS)
+    return table, clock() - start - fitting * (1 - 1 / PARTS), encoding
 
 
 def _tested(features, wanted, grid, labels, classes):

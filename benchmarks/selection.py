@@ -12,19 +12,24 @@ images, which no choice made on other images can be: the fair regret takes the b
 compares on the other.
 """
 import argparse
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import record
 import tasks
 import torch
-from probes import PARTS, clock, precision, remembered
+from probes import PARTS, clock, exhaustive
 from record import ROOT
+from tqdm import tqdm
 
 from mmaselect.selection import Measurement, TensorImages, scores
 from mmaselect.selection.candidates import even
-from mmaselect.selection.sweep import randomised
+from mmaselect.selection.sweep import randomised, weights_hash
 
-CONTROL_IMAGES = 128
+RANDOM_IMAGES = 128  # on which scores are compared with those of random weights
+SHARES = 4  # that a search is done in
 SCORES = {
     'hfr': 'hfr', 'hfr, low cutoff': dict(type='hfr', cutoff=0.25), 'hfr, all but the mean': dict(type='hfr', cutoff=0.0),
     'hfr_coherent': 'hfr_coherent', 'view_consistency': 'view_consistency',
@@ -45,13 +50,12 @@ def spearman(a, b):
     return (a @ b / scale).item() if scale > 0 else 0.0
 
 
-def tabled(extractor, group, images, timesteps, seed, bf16):
+def tabled(extractor, group, images, timesteps, seed):
     """For each score of a group its values on all of the images, (T, taps), and its seconds."""
-    measurement = Measurement(extractor, group, seed=seed)
+    measurement = Measurement(extractor, group, seed=seed, forward_batch=images.batch_size)
     start = clock()
-    with precision(bf16):
-        measurement.add(images.batches(0, len(images)))
-        measurement.run(timesteps)
+    measurement.add(images.batches(0, len(images)))
+    measurement.run(timesteps)
     seconds = clock() - start
     for place, score in enumerate(group):
         start = clock()
@@ -62,29 +66,33 @@ def tabled(extractor, group, images, timesteps, seed, bf16):
         yield score, values, seconds * share + clock() - start
 
 
-def measure(task, timesteps, names, passes, seed, bf16):
-    """For each score its values (T, taps), the best (taps,) that it gives to random weights or None, the images and the forward
-    passes that it looks at, and its seconds.
+def measure(task, timesteps, names, passes, seed):
+    """For each score by its name: its ``values`` [T][taps], ``ceiling`` [taps], the best that it gives random weights,
+    or None, the ``images`` and the ``forwards`` that it looks at, and its ``seconds``.
 
     Every score has the same number of forward passes per timestep: one that compares two views looks at half as many images.
     """
     def part(count):
-        return TensorImages(*(of[seed::PARTS][:count] for of in (task.images.images, task.images.labels)), batch_size=64)
-    built = {name: scores.build(SCORES[name], task.images.label_kind) for name in names}
+        batch = 64 if next(task.extractor.parameters()).device.type == 'cpu' else 1024  # which saves time and changes nothing
+        return TensorImages(*(of[seed::PARTS][:count] for of in (task.images.images, task.images.labels)), batch_size=batch)
+    built, found = {name: scores.build(SCORES[name], task.images.label_kind) for name in names}, {}
     for views in {score.views for score in built.values()}:
         group = [*dict.fromkeys(score for score in built.values() if score.views == views)]  # 'auto' is one of the others
         control = [score for score in group if score.comparable and not score.labelled]
-        ceilings = {score: values.amax(0) for score, values, _ in tabled(
-            randomised(task.extractor, seed), control, part(CONTROL_IMAGES), timesteps, seed, bf16)} if control else {}
+        ceilings = {score: values.amax(0).tolist() for score, values, _ in tabled(
+            randomised(task.extractor, seed), control, part(RANDOM_IMAGES), timesteps, seed)} if control else {}
         images = part(passes // views)
-        for score, values, seconds in tabled(task.extractor, group, images, timesteps, seed, bf16):
+        for score, values, seconds in tabled(task.extractor, group, images, timesteps, seed):
             for name in (name for name in names if built[name] == score):
-                yield name, values, ceilings.get(score), len(images), views * len(images) * len(timesteps), seconds
+                found[name] = dict(values=values.tolist(), ceiling=ceilings.get(score), images=len(images),
+                                   forwards=views * len(images) * len(timesteps), seconds=seconds)
+    return {name: found[name] for name in names}
 
 
-def rows_of(task, timesteps, accuracy, exhaustive_seconds, name, values, ceiling, images, forwards, seconds, seed):
-    """A row per tap, one for the joint choice, and one for that by what a tap has above its ``ceiling`` (taps,), if any.
-    ``accuracy`` is that of this seed's probes, (PARTS - 1, T, taps)."""
+def rows_of(task, timesteps, accuracy, exhaustive_seconds, name, seed, *, values, ceiling, images, forwards, seconds):
+    """A row per tap, one for the joint choice, and one for that by what a tap has above its ceiling, if any. ``accuracy`` is that
+    of this seed's probes, (PARTS - 1, T, taps), and the rest is ``measure``'s."""
+    values, ceiling = torch.tensor(values), None if ceiling is None else torch.tensor(ceiling)
     common = dict(setting=task.name, model=task.model, dataset=task.dataset, score=name, seed=seed, images=images,
                   forwards=forwards, seconds=round(seconds, 1), exhaustive_seconds=round(exhaustive_seconds, 1))
 
@@ -176,6 +184,44 @@ def from_config(path, checkpoint, count):
                       TensorImages(images, labels, max(1, 100 * 64**2 // images[0, 0].numel())))
 
 
+@lru_cache(1)
+def setting(name, images, masks, device, config, checkpoint):
+    """A setting's task; that of a config where there is one."""
+    return from_config(config, checkpoint, images) if config else tasks.build(name, images, masks, device)
+
+
+def work(args, name, kind, which):
+    """A part of what a setting takes, kept in a file of the work dir: of its 'search' one of ``SHARES`` of the timesteps, of the
+    'scores' those of a seed."""
+    task = setting(name, args.images, args.masks, args.device, args.config, args.checkpoint)
+    timesteps = even(len(task.extractor.process), args.timesteps)
+    asked = dict(timesteps=timesteps, taps=[list(tap) for tap in task.extractor.taps], count=len(task.images),
+                 images=task.images.images.double().sum().item(), weights=weights_hash(task.extractor), bf16=args.bf16)
+    path = None if args.config else args.work_dir / f'{name}_{kind}_{which}.json'.replace(' ', '_')
+    with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bf16):
+        if kind == 'scores':
+            asked.update({name: str(SCORES[name]) for name in args.scores}, passes=args.passes)
+            return record.kept(path, asked, lambda: measure(task, timesteps, args.scores, args.passes, which))
+
+        def search():
+            accuracy, seconds, encoding = exhaustive(task, timesteps[which::SHARES])
+            return dict(accuracy=accuracy.tolist(), seconds=seconds, encoding=encoding)
+        return record.kept(path, dict(asked, parts=PARTS), search)
+
+
+def rows_of_setting(args, name, found):
+    """All rows of a setting, from what ``work`` found of its parts, by their kind and place."""
+    task = setting(name, args.images, args.masks, args.device, args.config, args.checkpoint)
+    timesteps = even(len(task.extractor.process), args.timesteps)
+    searches = [found['search', share] for share in range(SHARES)]
+    accuracy = torch.empty(PARTS, PARTS - 1, len(timesteps), len(task.extractor.taps))
+    for share, search in enumerate(searches):
+        accuracy[:, :, share::SHARES] = torch.tensor(search['accuracy'])
+    seconds = sum(search['seconds'] for search in searches) + max(search['encoding'] for search in searches)
+    return [row for seed in args.seeds for score, own in found['scores', seed].items()
+            for row in rows_of(task, timesteps, accuracy[seed], seconds, score, seed, **own)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', nargs='?', help='a config of your own, in place of the built-in settings')
@@ -188,26 +234,32 @@ def main():
     parser.add_argument('--scores', nargs='+', choices=SCORES, default=list(SCORES), metavar='SCORE')
     parser.add_argument('--seeds', type=int, nargs='+', choices=range(PARTS), default=list(range(PARTS)))
     parser.add_argument('--bf16', action='store_true', help='features in bfloat16')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--workers', type=int, default=1, help='processes of one thread each; a config of your own takes one')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'selection',
-                        help='where exhaustive searches are kept: a run that was interrupted goes on from there')
+                        help='where what was found is kept: a run that was interrupted goes on from there')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'selection.json')
     args = parser.parse_args()
+    if args.config and args.workers > 1:
+        parser.error('a config of your own takes one worker')
+    names = [Path(args.config).stem] if args.config else args.tasks
     if not args.config:
         tasks.check(args.tasks)
     head, rows = record.head(), []
-    for name in [args.config] if args.config else args.tasks:
-        task = (from_config(args.config, args.checkpoint, args.images) if args.config
-                else tasks.build(name, args.images, args.masks))
-        timesteps = even(len(task.extractor.process), args.timesteps)
-        path = None if args.config else args.work_dir / f'{name}.json'.replace(' ', '_')
-        with precision(args.bf16):
-            accuracy, seconds = remembered(task, timesteps, path, args.bf16)
-        for seed in args.seeds:
-            for found in measure(task, timesteps, args.scores, args.passes, seed, args.bf16):
-                rows += rows_of(task, timesteps, accuracy[seed], seconds, *found, seed)
+    parts = [('search', share) for share in range(SHARES)] + [('scores', seed) for seed in args.seeds]
+    with ProcessPoolExecutor(args.workers, get_context('spawn'), torch.set_num_threads, (1, )) as pool, tqdm(
+            total=len(names) * len(parts), desc='search and scores', unit=' parts') as bar:
+        start = (lambda *part: pool.submit(work, args, *part).result) if args.workers > 1 else partial(partial, work, args)
+        results = {(name, *part): start(name, *part) for name in names for part in parts}
+        for name in names:
+            found = {}
+            for part in parts:
+                found[part] = results[(name, *part)]()
+                bar.update()
+            rows += rows_of_setting(args, name, found)
             record.write(args.out, head, rows)  # at once, since the whole takes hours
-        print(report([row for row in rows if row['setting'] == task.name]), flush=True)
-    if len({row['setting'] for row in rows}) > 1:
+            tqdm.write(report([row for row in rows if row['setting'] == name]))
+    if len(names) > 1:
         print(f'\n{report(rows)}')
     print(f'written to {args.out}')
 

@@ -1,4 +1,5 @@
 """What the choice is measured on: models, real images and their labels."""
+import functools
 import importlib.util
 import io
 from dataclasses import dataclass
@@ -30,6 +31,13 @@ class Task:
     dataset: str
     extractor: Extractor
     images: TensorImages
+
+    @functools.cached_property
+    def latents(self):
+        """Of all images, in batches, on the extractor's device; encoded once."""
+        device = next(self.extractor.parameters()).device
+        with torch.no_grad():
+            return [self.extractor.encoder(batch.to(device)) for batch in self.images.images.split(self.images.batch_size)]
 
 
 def enlarge(images, side):
@@ -114,10 +122,11 @@ def check(names):
             raise SystemExit('the digits are scikit-learn\'s: pip install scikit-learn')
 
 
-def build(name, images, masks):
+def build(name, images, masks, device):
     """A task by its name, of so many images, or of so many where they have masks; fewer where there are not as many."""
     model, source, degrade = TASKS[name]
     taps = [(block, tap) for block in BLOCKS for tap in TAPS]
     x, y = scenes(masks) if source is scenes else source(images, SIDES[model])
     dataset = source.__name__ + ('' if degrade is clean else f', {degrade.__name__}')
-    return Task(name, model, dataset, Extractor.from_pretrained(MODELS[model], taps).eval(), TensorImages(degrade(x), y, 100))
+    extractor = Extractor.from_pretrained(MODELS[model], taps).eval().to(device)
+    return Task(name, model, dataset, extractor, TensorImages(degrade(x), y, 100))

@@ -1,4 +1,5 @@
 """The exhaustive search finds what was planted, and regret is what it says."""
+import argparse
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ from planted import BEST, TIMES, Planted
 
 sys.path.insert(0, str(runs.ROOT / 'benchmarks'))
 import probes
+import record
 import selection
 from tasks import Task
 
@@ -71,47 +73,59 @@ def planted_task():
 def test_search_and_choice_find_the_planted_timestep(monkeypatch):
     monkeypatch.setattr(selection, 'randomised', lambda extractor, seed: extractor)  # it has no architecture
     task = planted_task()
-    accuracy, _ = probes.exhaustive(task, list(TIMES))
+    accuracy, *_ = probes.exhaustive(task, list(TIMES))
     assert accuracy.shape == (3, 2, len(TIMES), 1)
     curve = accuracy.mean((0, 1))[:, 0]
     assert curve[TIMES.index(BEST)] == curve.max() > 80
     assert curve[TIMES.index(999)] < 50  # nothing is left of the images there
-    found = {own[0]: own[1:] for own in selection.measure(
-        task, list(TIMES), ['half_consistency', 'ridge', 'auto'], 40, 0, False)}
+    found = selection.measure(task, list(TIMES), ['half_consistency', 'ridge', 'auto'], 40, 0)
     assert found['auto'] == found['half_consistency']  # measured once
-    for name, (values, ceiling, images, forwards, _) in found.items():
-        rows = list(selection.rows_of(task, list(TIMES), accuracy[0], 9.0, name, values, ceiling, images, forwards, 1.0, 0))
+    for name, own in found.items():
+        rows = list(selection.rows_of(task, list(TIMES), accuracy[0], 9.0, name, 0, **own))
         labelled = name == 'ridge'
         assert [row['chosen_t'] for row in rows] == [BEST] * (2 if labelled else 3) and rows[0]['regret_points'] == 0
-        assert (images, forwards) == ((40, 280) if labelled else (20, 280))
-        assert labelled == (ceiling is None)
+        assert (own['images'], own['forwards']) == ((40, 280) if labelled else (20, 280))
+        assert labelled == (own['ceiling'] is None)
 
 
 def test_regret_and_fair_regret_by_hand():
     task = planted_task()
     accuracy = torch.tensor([[50.0, 60, 56], [50, 52, 58]])[..., None]  # per part, of three timesteps; means 50, 56, 57
-    row, joint = selection.rows_of(task, [0, 10, 20], accuracy, 1.0, 'x', torch.tensor([[1.0], [3], [2]]), None, 5, 10, 1.0, 0)
+    row, joint = rows_of(task, [0, 10, 20], accuracy, [[1.0], [3], [2]])
     assert (row['chosen_t'], row['chosen'], row['oracle_t'], row['oracle'], row['regret_points']) == (10, 56, 20, 57, 1)
     assert row['fair_regret_points'] == (56 + 52) / 2 - 56  # the best of the second part on the first, and the other way round
     assert {key: row[key] for key in row if key not in ('tap', 'block')} == {
         key: joint[key] for key in joint if key not in ('tap', 'block')}
 
 
-def test_a_search_is_remembered_for_the_same_model_and_images(tmp_path, monkeypatch):
-    task = Task('tiny', 'tiny', 'random', tiny.extractor(), TensorImages(tiny.images(12), torch.arange(12) % 2))
-    found, seconds = probes.remembered(task, [0, 500], tmp_path / 'search.json', False)
-    monkeypatch.setattr(probes, 'exhaustive', lambda *_: (torch.tensor(-1.0), 0))
-    again, _ = probes.remembered(task, [0, 500], tmp_path / 'search.json', False)
-    torch.testing.assert_close(again, found)
-    assert probes.remembered(task, [0, 400], tmp_path / 'search.json', False)[0] == -1
+def rows_of(task, timesteps, accuracy, values, ceiling=None, seed=0):
+    return selection.rows_of(task, timesteps, accuracy, 9.0, 'x', seed, values=values, ceiling=ceiling, images=5, forwards=10,
+                             seconds=1.0)
+
+
+def test_a_search_done_in_shares_is_the_whole_one(tmp_path, monkeypatch):
+    task = Task('tiny', 'tiny', 'random', tiny.extractor(), TensorImages(tiny.images(48), torch.arange(48) % 2))
+    monkeypatch.setattr(selection, 'setting', lambda *_: task)
+    monkeypatch.setattr(selection, 'rows_of', lambda task, timesteps, accuracy, *_, **own: [accuracy])
+    args = argparse.Namespace(config=None, checkpoint=None, images=48, masks=0, device='cpu', timesteps=7, bf16=False, passes=8,
+                              seeds=[0, 2], scores=['ridge'], work_dir=tmp_path)
+    found = {('search', share): selection.work(args, 'tiny', 'search', share) for share in range(selection.SHARES)}
+    found |= {('scores', seed): selection.work(args, 'tiny', 'scores', seed) for seed in args.seeds}
+    whole, *_ = probes.exhaustive(task, selection.even(1000, 7))
+    torch.testing.assert_close(selection.rows_of_setting(args, 'tiny', found), [whole[0], whole[2]])
+
+
+def test_what_was_found_is_kept_while_nothing_changes(tmp_path):
+    def found(asked, value):
+        return record.kept(tmp_path / 'found.json', dict(asked=asked), lambda: value)
+    assert [found(1, 'a'), found(1, 'b'), found(2, 'c'), found(2, 'd')] == ['a', 'a', 'c', 'c']
 
 
 def test_the_tables_have_means_over_taps_and_seeds_and_the_worst():
     task = planted_task()
     accuracy = torch.tensor([[[50.0, 60], [60, 40]]] * 2)  # both parts: two timesteps, two taps
     rows = [row for seed, best in ((0, [1, 1]), (1, [0, 1]))
-            for row in selection.rows_of(task_of_two_taps(task), [0, 10], accuracy, 9.0, 'x',
-                                         torch.tensor([[1.0 - best[0], 1.0 - best[1]], best]), None, 5, 10, 1.0, seed)]
+            for row in rows_of(task_of_two_taps(task), [0, 10], accuracy, [[1.0 - best[0], 1.0 - best[1]], best], seed=seed)]
     lines = selection.report(rows).split('\n')
     # Regrets: 0 and 20 with the first seed, 10 and 20 with the second.
     assert '| `x` | 12.50 (20.0) | 12.50 (20.0) |' in lines
@@ -127,12 +141,12 @@ def task_of_two_taps(task):
 def test_the_joint_choice_above_random_weights_leaves_out_what_a_tap_always_has():
     task = task_of_two_taps(planted_task())
     accuracy = torch.tensor([[[50.0, 60], [55, 70]]] * 2)  # two timesteps, two taps
-    values = torch.tensor([[0.9, 0.2], [0.8, 0.5]])
-    rows = list(selection.rows_of(task, [0, 10], accuracy, 9.0, 'x', values, torch.tensor([0.8, 0.1]), 5, 10, 1.0, 0))
+    values = [[0.9, 0.2], [0.8, 0.5]]
+    rows = list(rows_of(task, [0, 10], accuracy, values, [0.8, 0.1]))
     assert [row['tap'] for row in rows[2:]] == ['joint: hidden of block 0', 'above random: hidden of block 1']
     assert [row['chosen'] for row in rows[2:]] == [50, 70]
     task.name = 'masks'  # where 'auto' has labels, and nothing to be above
-    rows += selection.rows_of(task, [0, 10], accuracy, 9.0, 'x', values, None, 5, 10, 1.0, 0)
+    rows += rows_of(task, [0, 10], accuracy, values)
     lines = selection.report(rows).split('\n')
     assert lines.count('| `x` | 20.00 (20.0) | 20.00 (20.0) | 20.00 (20.0) |') == 1
     assert lines.count('| `x` | 0.00 (0.0) |  | 0.00 (0.0) |') == 1
