@@ -112,10 +112,10 @@ def work(rank, setting, processes, how, folder):
 
 def run(setting, name):
     """The outcome of a contender, in fresh processes."""
-    timing.processes()
+    method = timing.processes(setting.device).get_start_method()
     with tempfile.TemporaryDirectory() as folder:
         how, processes = name.partition(',')[0], CONTENDERS[name]
-        start_processes(work, (setting, processes, how, folder), nprocs=processes, start_method='forkserver')
+        start_processes(work, (setting, processes, how, folder), nprocs=processes, start_method=method)
         return json.loads(Path(folder, 'outcome.json').read_text())
 
 

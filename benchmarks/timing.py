@@ -102,8 +102,11 @@ def ratio(times, name, other):
     return statistics.median(own / base for own, base in zip(times[name], times[other], strict=True))
 
 
-def processes():
-    """A context whose processes begin with the imports done and nothing else: forks of a server that only imports."""
+def processes(device):
+    """A context whose processes begin with nothing but the imports done: forks of a server that only imports. With a GPU they do
+    the imports themselves, since some of these ask CUDA what there is, and a fork cannot use it then."""
+    if torch.device(device).type == 'cuda':
+        return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOAD)
     return context
@@ -115,7 +118,7 @@ def peak_mib(device, build, *args):
     Measured in a process of its own, in a second call, so that neither other contenders nor what is done once count. On the
     CPU that is the memory of data, without the libraries' code; on a GPU what torch allocated there.
     """
-    with ProcessPoolExecutor(1, mp_context=processes()) as pool:
+    with ProcessPoolExecutor(1, mp_context=processes(device)) as pool:
         return pool.submit(_peak, device, build, args).result()
 
 

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -6,6 +7,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # tiny.py, runs.py, layouts.py
 torch.set_num_threads(1)  # for fixtures of a wider scope than the one below
+if torch.cuda.is_available():  # what must be equal to the last bit is so on a GPU only where it is asked for
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(scope='session')

@@ -97,7 +97,7 @@ def fit(name, model, loss_of, steps, peak, args):
             csv.writer(file).writerows([('step', 'loss'), *losses])
 
     start = saved = time.time()
-    total = torch.zeros(())
+    total = torch.zeros((), device=args.device)
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group['lr'] = learning_rate(step, steps, peak)

@@ -146,7 +146,7 @@ def test_mae_reads_the_images_that_the_dit_was_pretrained_on(pretrained, data):
     images = dit['read_images']([folder / 'img_dir' / 'pretrain', data / 'fashion_mnist' / 'train-images-idx3-ubyte'], 64)
     dataset = runner.train_dataloader.dataset
     batch = default_collate([dataset[index] for index in range(len(dataset))])
-    torch.testing.assert_close(runner.model.data_preprocessor(batch)['inputs'], dit['to_tensor'](images))
+    torch.testing.assert_close(runner.model.data_preprocessor(batch)['inputs'].cpu(), dit['to_tensor'](images))
 
 
 def test_mae_sees_as_many_images_as_the_dit_did():
@@ -173,7 +173,7 @@ def test_trains_and_validates(name, data, tmp_path, request):
     if name.startswith('mae'):
         before, key = load(file), 'layers.0.attn.qkv.weight'
         assert before[key].dtype == torch.float16 and before.keys() == backbone.state_dict().keys()
-        assert torch.equal(backbone.state_dict()[key], before[key].float()) == frozen
+        assert torch.equal(backbone.state_dict()[key].cpu(), before[key].float()) == frozen
 
 
 def test_publishing_names_a_checkpoint_without_a_backbone(tmp_path, capsys):

@@ -106,7 +106,7 @@ def test_latents_are_those_of_the_images_and_of_the_flipped_ones(scenes, data, t
     for name, seen in (('', images), ('flipped ', images.flip(-1))):
         for kind, values in zip(('mean', 'std'), encoder.posterior(seen), strict=True):
             stored = torch.stack([cache.read(place, f'{name}{kind}') for place in range(len(dataset))])
-            torch.testing.assert_close(stored, values, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(stored, values.cpu(), rtol=1e-6, atol=1e-6)
 
 
 def test_a_second_call_does_nothing_and_another_model_is_refused(scenes, data, tmp_path, capsys):

@@ -262,4 +262,4 @@ def test_an_averaged_model_of_a_fine_tuning_folds(begin, data, tmp_path):
     cfg = runs.config(SEG, data, tmp_path / 'test', options(False, load_from=str(tmp_path / 'iter_2.pth')))
     runner = runs.Runner.from_cfg(cfg)
     runner.test()
-    assert torch.equal(runner.model.state_dict()[key], average[key])
+    assert torch.equal(runner.model.state_dict()[key].cpu(), average[key])

@@ -48,7 +48,7 @@ def predict(model, scope, pipeline, path):
 def test_mmseg(segmentor, data):
     name, config, checkpoint, trained = segmentor
     image = next((data / name.partition('_')[2]).glob('im*/val*/*'))
-    model = init_model(str(config), checkpoint, device='cpu')
+    model = init_model(str(config), checkpoint, device=str(next(trained.parameters()).device))
     assert model.backbone.chosen == trained.backbone.chosen is not None
     found = inference_model(model, str(image))
     pipeline = [t for t in model.cfg.test_dataloader.dataset.pipeline if t.type != 'LoadAnnotations']

@@ -163,10 +163,11 @@ def test_the_model_depends_on_each_timestep(trained):
     _, runner, _ = trained
     model = copy.deepcopy(runner.model).eval()
     modulations = [block.modulation for block in model.backbone.extractor.family.blocks]
+    images = tiny.images(1, 32, 32).to(next(model.parameters()).device)
 
     @torch.no_grad()
     def output():
-        return model.neck(model.backbone(tiny.images(1, 32, 32)))[0]
+        return model.neck(model.backbone(images))[0]
 
     before = output()
     for place in range(3):

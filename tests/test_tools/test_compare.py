@@ -133,7 +133,8 @@ def test_both_toolboxes_from_training_to_the_table(compare, configs, tmp_path, m
         printed_last = float(re.findall(rf'{metric}: +([0-9.]+)', (folder / 'run.log').read_text())[-1])
         assert row['metric'] == metric and row['values'] == [row['mean']] == [pytest.approx(printed_last, abs=0.01)]
         assert row['std'] is None
-        assert row['minutes'] == 1.5 and row['megabytes'] == 800 and row['milliseconds'] > 0
+        assert row['minutes'] == 1.5 and row['milliseconds'] > 0
+        assert row['megabytes'] == 800 or torch.cuda.is_available() and row['megabytes'] > 0  # the GPU's, which MMEngine logs
         assert 0 < row['trained'] <= row['parameters'] and row['flops'] > 0
     assert rows['cls_resnet']['trained'] == rows['cls_resnet']['parameters'] > rows['cls']['trained']
     assert [rows[name]['timesteps'] for name in ('seg_fixed', 'cls_resnet')] == [[[150]], [None]]

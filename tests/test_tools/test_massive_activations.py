@@ -42,7 +42,8 @@ def test_planted_channels_are_reported(checkpoint, data, tmp_path):
     runner = runs.runner(SEG, data, tmp_path / 'run', {**FIXED, 'model.neck.discard_channels': given,
                                                        'load_from': str(checkpoint)})
     runner.test()
-    levels = runner.model.neck([torch.ones(1, runs.WIDTH, 4, 4)] * 8)
+    device = next(runner.model.parameters()).device
+    levels = runner.model.neck([torch.ones(1, runs.WIDTH, 4, 4, device=device)] * 8)
     assert len(levels) == 4
 
 
