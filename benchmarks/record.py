@@ -14,6 +14,9 @@ import torch
 from mmaselect.files import atomic
 
 ROOT = Path(__file__).parents[1]
+# The sources that what is kept depends on.
+MEASURING = ('mmaselect/extract/*.py', 'mmaselect/selection/scores/*.py', 'mmaselect/selection/measure.py',
+             'mmaselect/selection/views.py', 'benchmarks/probes.py', 'benchmarks/tasks.py')
 
 
 def head():
@@ -44,7 +47,7 @@ def kept(path, asked, make):
     if path is None:
         return make()
     digest = hashlib.blake2b(digest_size=16)
-    for source in sorted([*ROOT.glob('mmaselect/**/*.py'), *ROOT.glob('benchmarks/*.py')]):
+    for source in sorted(path for pattern in MEASURING for path in ROOT.glob(pattern)):
         digest.update(source.read_bytes())
     asked = dict(asked, sources=digest.hexdigest())
     if path.is_file():

@@ -6,10 +6,10 @@
 
 The exhaustive search fits a probe (closed-form ridge regression) for every timestep, block and tap on a third of the images, and
 tests it on the other two thirds; its best is the oracle. Regret is the oracle's accuracy minus that of the timestep that a score
-picks, in points, for each tap, and for the tap and timestep that it picks together ('joint'). A seed is another third of the
-images to choose on and to fit probes on, and other views for the score. The oracle is the luckiest of all candidates on its test
-images, which no choice made on other images can be: the fair regret takes the best of one third of the images for the oracle, and
-compares on the other.
+picks, which is the middle of its plateau, in points, for each tap, and for the tap and timestep that it picks together ('joint').
+A seed is another third of the images to choose on and to fit probes on, and other views for the score. The oracle is the luckiest
+of all candidates on its test images, which no choice made on other images can be: the fair regret takes the best of one third of
+the images for the oracle, and compares on the other.
 """
 import argparse
 from concurrent.futures import ProcessPoolExecutor
@@ -25,8 +25,8 @@ from record import ROOT
 from tqdm import tqdm
 
 from mmaselect.selection import Measurement, TensorImages, scores
-from mmaselect.selection.candidates import even
-from mmaselect.selection.sweep import randomised, weights_hash
+from mmaselect.selection.candidates import even, middle
+from mmaselect.selection.sweep import PLATEAU, randomised, weights_hash
 
 RANDOM_IMAGES = 128  # on which scores are compared with those of random weights
 SHARES = 4  # that a search is done in
@@ -89,19 +89,22 @@ def measure(task, timesteps, names, passes, seed):
     return {name: found[name] for name in names}
 
 
-def rows_of(task, timesteps, accuracy, exhaustive_seconds, name, seed, *, values, ceiling, images, forwards, seconds):
+def rows_of(task, timesteps, accuracy, exhaustive_seconds, plateau, name, seed, *, values, ceiling, images, forwards, seconds):
     """A row per tap, one for the joint choice, and one for that by what a tap has above its ceiling, if any. ``accuracy`` is that
     of this seed's probes, (PARTS - 1, T, taps), and the rest is ``measure``'s."""
     values, ceiling = torch.tensor(values), None if ceiling is None else torch.tensor(ceiling)
-    common = dict(setting=task.name, model=task.model, dataset=task.dataset, score=name, seed=seed, images=images,
-                  forwards=forwards, seconds=round(seconds, 1), exhaustive_seconds=round(exhaustive_seconds, 1))
+    common = dict(setting=task.name, model=task.model, dataset=task.dataset, score=name, plateau=plateau, seed=seed,
+                  images=images, forwards=forwards, seconds=round(seconds, 1), exhaustive_seconds=round(exhaustive_seconds, 1))
 
     def row(block, tap, among, values=values):
-        """Of the choice among some of the columns of both tables."""
+        """Of the choice among some of the columns of both tables: the column with the highest score, and there the plateau's."""
+        columns = len(among)
+        column = int(values[:, among].amax(0).argmax())
+        chosen = int(middle(values[:, among[column]], timesteps, plateau)) * columns + column
         ours, parts = values[:, among].flatten(), accuracy[:, :, among].flatten(1)  # (T * columns,), (PARTS - 1, T * columns)
         theirs = parts.mean(0)
-        chosen, best = int(ours.argmax()), int(theirs.argmax())
-        found, oracle, columns = theirs[chosen].item(), theirs[best].item(), len(ours) // len(timesteps)
+        best = int(theirs.argmax())
+        found, oracle = theirs[chosen].item(), theirs[best].item()
         bests = [parts[other, parts[1 - other].argmax()] for other in (0, 1)]  # each the best on the other's images
         return dict(common, tap=tap, block=block, oracle_t=timesteps[best // columns], oracle=round(oracle, 2),
                     chosen_t=timesteps[chosen // columns], chosen=round(found, 2), regret_points=round(oracle - found, 2),
@@ -114,7 +117,7 @@ def rows_of(task, timesteps, accuracy, exhaustive_seconds, name, seed, *, values
     for kind, own in (('joint', values), ('above random', None if ceiling is None else values - ceiling)):
         if own is not None:
             block, tap = taps[int(own.argmax()) % len(taps)]
-            yield row(None, f'{kind}: {tap} of block {block}', slice(None), own)
+            yield row(None, f'{kind}: {tap} of block {block}', list(range(len(taps))), own)
 
 
 def report(rows):
@@ -219,7 +222,7 @@ def rows_of_setting(args, name, found):
         accuracy[:, :, share::SHARES] = torch.tensor(search['accuracy'])
     seconds = sum(search['seconds'] for search in searches) + max(search['encoding'] for search in searches)
     return [row for seed in args.seeds for score, own in found['scores', seed].items()
-            for row in rows_of(task, timesteps, accuracy[seed], seconds, score, seed, **own)]
+            for row in rows_of(task, timesteps, accuracy[seed], seconds, args.plateau, score, seed, **own)]
 
 
 def main():
@@ -230,6 +233,7 @@ def main():
     parser.add_argument('--masks', type=int, default=1500, help='images of the built-in settings that have masks')
     parser.add_argument('--passes', type=int, default=512, help='forward passes per timestep that a score may take')
     parser.add_argument('--timesteps', type=int, default=20)
+    parser.add_argument('--plateau', type=float, default=PLATEAU, help='as of the sweep; 0 takes the best')
     parser.add_argument('--tasks', nargs='+', choices=tasks.TASKS, default=list(tasks.TASKS), metavar='TASK')
     parser.add_argument('--scores', nargs='+', choices=SCORES, default=list(SCORES), metavar='SCORE')
     parser.add_argument('--seeds', type=int, nargs='+', choices=range(PARTS), default=list(range(PARTS)))

@@ -26,8 +26,9 @@ from mmaselect.extract.draws import draw
 from mmaselect.extract.noise import mix
 from mmaselect.openmm import launch
 from mmaselect.selection import TensorImages, sweep
-from mmaselect.selection.candidates import even
+from mmaselect.selection.candidates import even, middle
 from mmaselect.selection.scores import build as build_score
+from mmaselect.selection.sweep import PLATEAU
 from mmaselect.selection.views import augment
 
 SEED = 0
@@ -81,7 +82,7 @@ def naive(extractor, images, candidates, score):
                 forwards += 1
             rows.append(score.observe(maps).float().cpu())
         values.append(score.value(torch.cat(rows).double()))
-    return candidates[values.index(max(values))], values, forwards
+    return candidates[middle(torch.tensor(values), candidates, PLATEAU)], values, forwards
 
 
 def work(rank, setting, processes, how, folder):

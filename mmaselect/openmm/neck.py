@@ -5,7 +5,7 @@ from torch import nn
 
 from mmaselect.registry import MODELS
 from mmaselect.selection import scores
-from mmaselect.selection.sweep import check
+from mmaselect.selection.sweep import PLATEAU, check
 
 from .fusion import FUSIONS, fuse
 from .norms import normalise, per_tap
@@ -73,8 +73,10 @@ class AutoTimestepNeck(BaseModule):
         taps (str | None): 'auto' chooses the tap together with the timestep, one of all features of four blocks or of
             ``tap_candidates``; the backbone then gives that one. None leaves the taps to the backbone's config.
         tap_candidates (Sequence[tuple[int, str]] | None): What taps='auto' chooses from.
-        timesteps (int): How many timesteps to choose, as many as the backbone's ``num_timesteps``: greedily the best that lie
-            at least ``gap`` apart. Where so many candidates do not fit, the sweep refuses to begin.
+        plateau (float): The choice is the middle of the candidates around the best one that lose at most so large a share of what
+            lies between the highest and the lowest score; 0 takes the best.
+        timesteps (int): How many timesteps to choose, as many as the backbone's ``num_timesteps``: after the first
+            greedily the best that lie ``gap`` or more apart. Where so many candidates do not fit, the sweep refuses to begin.
         gap (int): Between two chosen timesteps, in training timesteps.
         candidates (int | Sequence[int]): Timesteps to try, 0 the cleanest, or how many to spread over the schedule.
         score (str | dict): See ``mmaselect.selection.scores``.
@@ -94,8 +96,8 @@ class AutoTimestepNeck(BaseModule):
 
     def __init__(self, in_channels, num_taps=1, output='map', scales=(4, 2, 1, 0.5), fusion='concat', pool='mean', num_heads=8,
                  norm=None, discard_channels=None, taps=None, tap_candidates=None, timesteps=1, gap=100, candidates=20,
-                 score='half_consistency', num_images=256, budget=None, controls=('noise', 'random weights'), image_size=None,
-                 forward_batch=64, seed=0, init_cfg=None):
+                 score='half_consistency', plateau=PLATEAU, num_images=256, budget=None, controls=('noise', 'random weights'),
+                 image_size=None, forward_batch=64, seed=0, init_cfg=None):
         super().__init__(init_cfg)
         for name, value, allowed in (('output', output, ('pyramid', 'map', 'vector')), ('pool', pool, ('mean', 'attention')),
                                      ('norm', norm, ('layer', 'channel', None)), ('fusion', fusion, FUSIONS)):
@@ -111,10 +113,10 @@ class AutoTimestepNeck(BaseModule):
             raise ValueError("tap_candidates are what taps='auto' chooses from: set it, or leave them out")
         if taps == 'auto' and num_taps != 1:
             raise ValueError(f"taps='auto' chooses one tap, and the neck is set up for {num_taps}: set num_taps=1")
-        check(scores.build(score), taps == 'auto', num_images == 'auto', controls, timesteps, gap)
-        self.policy = dict(candidates=candidates, score=score, num_timesteps=timesteps, gap=gap, choose_tap=taps == 'auto',
-                           grow=num_images == 'auto', budget=budget, controls=tuple(controls), seed=seed,
-                           forward_batch=forward_batch)
+        check(scores.build(score), taps == 'auto', num_images == 'auto', controls, timesteps, gap, plateau)
+        self.policy = dict(candidates=candidates, score=score, plateau=plateau, num_timesteps=timesteps, gap=gap,
+                           choose_tap=taps == 'auto', grow=num_images == 'auto', budget=budget, controls=tuple(controls),
+                           seed=seed, forward_batch=forward_batch)
         self.num_images = MOST_IMAGES if num_images == 'auto' else num_images
         self.image_size, self.tap_candidates = image_size, tap_candidates
         self.in_channels, self.num_taps, self.output = in_channels, num_taps, output

@@ -1,6 +1,7 @@
 """How sure is a choice? A bootstrap over the images (Efron 1979): the same choice, from images drawn again with replacement."""
 import torch
 
+from .candidates import middle
 from .scores import mean_ratio
 
 
@@ -23,20 +24,15 @@ def bootstrap(terms, draws=200, seed=0):
     return torch.stack([mean_ratio(weights @ numerator, weights @ denominator) for numerator, denominator in terms], 1)
 
 
-def confidence(curves, timesteps, best):
-    """How sure the choice of ``timesteps[best]`` is, from the scores of resamples (draws, timesteps).
-
-    Where several candidates are equal, each of them is as good a choice.
+def confidence(curves, timesteps, chosen, plateau):
+    """How sure the choice of ``timesteps[chosen]`` is, from the scores of resamples (draws, timesteps).
 
     Returns:
         tuple[tuple[int, int], float, float]: The timesteps between which the central 90 % of the choices lie, and the
             probabilities of the choice, and of it or a neighbouring candidate.
     """
-    equal = curves == curves.amax(1, keepdim=True)
-    places = torch.arange(len(timesteps))
-    lowest = torch.where(equal, places, len(timesteps)).amin(1).sort().values
-    highest = torch.where(equal, places, -1).amax(1).sort().values
-    cut = len(curves) // 20
-    share = (equal / equal.sum(1, keepdim=True)).mean(0)  # (timesteps,)
-    near = share[max(0, best - 1):best + 2].sum()
-    return (timesteps[lowest[cut]], timesteps[highest[-1 - cut]]), share[best].item(), near.item()
+    choices = middle(curves, timesteps, plateau).sort().values  # (draws,)
+    cut = len(choices) // 20
+    away = (choices - chosen).abs()
+    return ((timesteps[choices[cut]], timesteps[choices[-1 - cut]]), (away == 0).double().mean().item(),
+            (away <= 1).double().mean().item())

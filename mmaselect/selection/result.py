@@ -4,7 +4,11 @@ import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch
+
 from mmaselect.files import atomic
+
+from .candidates import edges
 
 
 def tap_name(tap):
@@ -36,6 +40,7 @@ class SelectionResult:
         candidates (tuple[Candidate, ...]): In ascending order of timestep.
         taps (tuple[tuple[int, str], ...]): What was scored.
         score (dict): Name and options of the score.
+        plateau (float): See ``sweep``.
         num_images, seed (int): What it was measured on.
         noise, noise_seed (str, int): What was added to the latents; see ``sweep``.
         forwards (int): Images run through the transformer, over all ranks, controls included.
@@ -53,6 +58,7 @@ class SelectionResult:
     candidates: tuple[Candidate, ...]
     taps: tuple[tuple[int, str], ...]
     score: dict
+    plateau: float
     num_images: int
     seed: int
     noise: str
@@ -71,26 +77,52 @@ class SelectionResult:
         return next(c for c in self.candidates if c.timestep == self.timestep)
 
     @property
-    def at_edge(self):
-        """Whether the choice is the first or last of several candidates: the optimum may lie beyond."""
-        return len(self.candidates) > 1 and self.best in (self.candidates[0], self.candidates[-1])
+    def curve(self):
+        """The scores that the choice was made by: the chosen tap's, or the mean over the taps."""
+        if self.tap is None:
+            return [c.score for c in self.candidates]
+        return [c.tap_scores[self.taps.index(self.tap)] for c in self.candidates]
+
+    @property
+    def edge(self):
+        """'low' or 'high' where the score is highest at the low-noise or the high-noise end of several candidates, else None."""
+        place = self.curve.index(max(self.curve))
+        ends = {0: 'low', len(self.candidates) - 1: 'high'}
+        return ends.get(place) if len(self.candidates) > 1 else None
+
+    @property
+    def shelf(self):
+        """The first and the last candidate of the plateau that the choice is the middle of."""
+        first, last = edges(torch.tensor(self.curve, dtype=torch.float64), self.plateau)
+        return self.candidates[first], self.candidates[last]
+
+    @property
+    def unsure(self):
+        """Whether the interval spans a quarter or more of the timesteps tried."""
+        return self.interval is not None and self._spans(*self.interval, 4)
 
     @property
     def flat(self):
-        """Whether the interval spans a quarter or more of the timesteps tried: the score hardly tells them apart."""
+        """Whether the plateau spans half or more of the timesteps tried: the score hardly tells them apart."""
+        return self._spans(*(c.timestep for c in self.shelf), 2)
+
+    def _spans(self, low, high, part):
         tried = self.candidates[-1].timestep - self.candidates[0].timestep
-        return self.interval is not None and tried > 0 and 4 * (self.interval[1] - self.interval[0]) >= tried
+        return tried > 0 and part * (high - low) >= tried
 
     @property
     def remarks(self):
         """What a reader should know before trusting the choice, a sentence each."""
         said = []
-        if self.at_edge:
-            side = 'low' if self.best == self.candidates[0] else 'high'
-            said.append(f'the choice is at the edge of the candidates, the {side}-noise end'
-                        + ('; the optimum may lie beyond' if self.timestep > 0 else ''))
+        if self.edge:
+            beyond = self.edge == 'high' or self.candidates[0].timestep > 0
+            said.append(f'the score is highest at the edge of the candidates, the {self.edge}-noise end'
+                        + ('; the optimum may lie beyond' if beyond else ''))
+        if self.unsure:
+            said.append('the choice is unsure: images drawn again would choose anything from t={} to t={}'.format(*self.interval))
         if self.flat:
-            said.append('the optimum is flat: images drawn again would choose anything from t={} to t={}'.format(*self.interval))
+            low, high = (c.timestep for c in self.shelf)
+            said.append(f'the optimum is flat: the scores from t={low} to t={high} are hardly apart')
         low, high = self.interval or (self.timestep, self.timestep)
         alike = [f'{name}, t={t}' for name, t in self.controls.items() if t == self.timestep or low <= t <= high]
         if alike:
@@ -142,7 +174,8 @@ class SelectionResult:
         try:
             data = json.loads(Path(path).read_text())
             data.setdefault('timesteps', [data['timestep']])  # files from when there was one
-            data = {**dict(noise='random', noise_seed=0), **data}  # and from when each image had a draw of its own
+            # And from when each image had a draw of its own, and the highest score was taken.
+            data = {**dict(noise='random', noise_seed=0, plateau=0.0), **data}
             for c in data['candidates']:
                 if c['log_snr'] is None:
                     c['log_snr'] = float('inf') if c['sigma'] == 0 else -float('inf')
@@ -167,6 +200,8 @@ class SelectionResult:
         axis.plot(timesteps, [c.score for c in self.candidates], 'o-', color='black', ms=4, label=whole)
         if self.interval is not None:
             axis.axvspan(*self.interval, color='tab:red', alpha=0.12, lw=0, label='90 % of resamples')
+        low, high = (timesteps.index(c.timestep) for c in self.shelf)
+        axis.hlines(min(self.curve[low:high + 1]), timesteps[low], timesteps[high], color='tab:red', lw=1, label='plateau')
         for place, t in enumerate(self.timesteps):
             axis.axvline(t, color='tab:red', ls=':' if place else '--', label=f't = {t}')
         axis.set(xlabel='timestep t (0 is the cleanest)', ylabel=self.score['type'],

@@ -22,11 +22,13 @@ CONTROLS = ('noise', 'random weights')
 CONTROL_IMAGES = 64
 FIRST_IMAGES = 128  # of a sweep that takes more images until its choice is stable
 STABLE = 0.95  # probability at which it is
+PLATEAU = 0.2
 
 
-def sweep(extractor, images, *, candidates=20, score='half_consistency', num_timesteps=1, gap=100, choose_tap=False, grow=False,
-          budget=None, controls=(), seed=0, noise='seeded', noise_seed=0, forward_batch=64, progress=False):
-    """Scores every candidate timestep and picks the best, or the best few.
+def sweep(extractor, images, *, candidates=20, score='half_consistency', plateau=PLATEAU, num_timesteps=1, gap=100,
+          choose_tap=False, grow=False, budget=None, controls=(), seed=0, noise='seeded', noise_seed=0, forward_batch=64,
+          progress=False):
+    """Scores every candidate timestep and picks one in the middle of the best, or a few.
 
     Where torch.distributed runs, each rank measures its own share of the images and all end with the same result.
 
@@ -35,8 +37,11 @@ def sweep(extractor, images, *, candidates=20, score='half_consistency', num_tim
         images (TensorImages): Or whatever has its attribute and methods.
         candidates (int | Sequence[int]): Timesteps, or how many to spread over the schedule.
         score (str | dict | Score): See ``scores``.
-        num_timesteps (int): How many to choose: greedily the best that lie at least ``gap`` apart; see ``candidates.spread``. How
-            sure the choice is, finer steps and controls are about the first.
+        plateau (float): The choice is the middle of the candidates around the best one that lose at most so large a share of what
+            lies between the highest and the lowest score; see ``candidates.middle``. 0 takes the best. The default was chosen by
+            regret against exhaustive searches (benchmarks/README.md).
+        num_timesteps (int): How many to choose: after the first greedily the best that lie at least ``gap`` apart; see
+            ``candidates.spread``. How sure the choice is, finer steps and controls are about the first.
         gap (int): In training timesteps. The default is what lies between DDPM-seg's 50, 150 and 250 (Baranchuk et al. 2022,
             arXiv:2112.03126).
         choose_tap (bool): Whether to choose one of the extractor's taps together with the timestep, in place of the timestep that
@@ -66,9 +71,9 @@ def sweep(extractor, images, *, candidates=20, score='half_consistency', num_tim
     if not len(images):
         raise ValueError('the sweep got no images: check that the dataset is not empty and that num_images is at least 1')
     score = build(score, images.label_kind if score == 'auto' else None)
-    check(score, choose_tap, grow, controls, num_timesteps, gap)
+    check(score, choose_tap, grow, controls, num_timesteps, gap, plateau)
     timesteps.spread(ts, [0] * len(ts), num_timesteps, gap)  # fails now, not after the work, where they do not fit
-    pick = dict(choose_tap=choose_tap, num_timesteps=num_timesteps, gap=gap)
+    pick = dict(choose_tap=choose_tap, num_timesteps=num_timesteps, gap=gap, plateau=plateau)
     if score.labelled and images.label_kind is None:
         raise ValueError(f'the score {score.name!r} needs labels, and these images have none: choose a score without, such as '
                          'half_consistency')
@@ -93,13 +98,13 @@ def sweep(extractor, images, *, candidates=20, score='half_consistency', num_tim
         extractor.train(training)
     return SelectionResult(
         timestep=table.timesteps[0], timesteps=table.timesteps, tap=table.tap, candidates=table.candidates,
-        taps=tuple(extractor.taps), score=score.describe(), num_images=table.num_images, seed=seed, noise=noise,
+        taps=tuple(extractor.taps), score=score.describe(), plateau=plateau, num_images=table.num_images, seed=seed, noise=noise,
         noise_seed=noise_seed, forwards=forwards, seconds=time.perf_counter() - start, interval=table.interval,
         probability=table.probability, controls=found, weights=weights_hash(extractor),
         versions=dict(mmaselect=__version__, torch=torch.__version__, diffusers=diffusers.__version__))
 
 
-def check(score, choose_tap, grow, controls, num_timesteps, gap):
+def check(score, choose_tap, grow, controls, num_timesteps, gap, plateau):
     """Whether a policy can be carried out.
 
     Raises:
@@ -112,6 +117,8 @@ def check(score, choose_tap, grow, controls, num_timesteps, gap):
         raise ValueError(f"the score {score.name!r} cannot say how stable its choice is: give a number of images, not 'auto'")
     if num_timesteps < 1 or gap < 1:
         raise ValueError(f'{num_timesteps} timesteps at least {gap} apart: both must be 1 or more')
+    if not 0 <= plateau < 1:
+        raise ValueError(f'plateau={plateau}: a share of what lies between the highest and the lowest score, in [0, 1)')
     if isinstance(controls, str) or set(controls) - set(CONTROLS):
         raise ValueError(f'controls are some of {CONTROLS}, not {controls!r}')
 
@@ -159,7 +166,7 @@ def _step(measurement, images, start, stop, ts, bar):
 class _Table:
     """Scores of all candidates, the choice, and how sure it is."""
 
-    def __init__(self, measurement, table, sure, *, choose_tap, num_timesteps, gap):
+    def __init__(self, measurement, table, sure, *, choose_tap, num_timesteps, gap, plateau):
         extractor, score = measurement.extractor, measurement.scores[0]
         terms, values = [], {}
         for t, tap, rows, total in table:
@@ -176,11 +183,13 @@ class _Table:
         overall = [max(own) if choose_tap else sum(own) / len(own) for own in values.values()]
         ranked, self.tap = overall, None
         if choose_tap:
-            best = overall.index(max(overall))  # the first, that is the cleanest, where several are equal
+            best = overall.index(max(overall))
             tap = values[ts[best]].index(overall[best])
             ranked, self.tap = [scores[tap] for scores in values.values()], extractor.taps[tap]
+        first = timesteps.middle(torch.tensor(ranked, dtype=torch.float64), ts, plateau)
+        ranked = [math.inf if place == first else score for place, score in enumerate(ranked)]  # comes before all others
         self.timesteps = timesteps.spread(ts, ranked, num_timesteps, gap)
-        best = ts.index(self.timesteps[0])
+        chosen = ts.index(self.timesteps[0])
         process = extractor.process
         self.candidates = tuple(Candidate(t, process.sigma[t].item(), process.log_snr(t), tuple(values[t]), whole)
                                 for t, whole in zip(ts, overall, strict=True))
@@ -188,8 +197,9 @@ class _Table:
         self.near = 0
         if terms and sure:
             resampled = bootstrap(terms, seed=measurement.seed).unflatten(1, (len(ts), -1))  # (draws, timesteps, taps)
-            curves = resampled.amax(2) if choose_tap else resampled.mean(2)  # (draws, timesteps)
-            self.interval, self.probability, self.near = confidence(curves, ts, best)
+            taps = resampled.amax(1).argmax(1)  # (draws,), the best of each
+            curves = resampled[torch.arange(len(taps)), :, taps] if choose_tap else resampled.mean(2)  # (draws, timesteps)
+            self.interval, self.probability, self.near = confidence(curves, ts, chosen, plateau)
 
 
 def _choose(measurement, pick, sure=True):

@@ -79,10 +79,10 @@ def test_search_and_choice_find_the_planted_timestep(monkeypatch):
     assert curve[TIMES.index(BEST)] == curve.max() > 80
     assert curve[TIMES.index(999)] < 50  # nothing is left of the images there
     found = selection.measure(task, list(TIMES), ['half_consistency', 'ridge', 'auto'], 40, 0)
-    assert found['auto'] == found['half_consistency']  # measured once
+    assert found['auto'] == found['ridge']  # measured once
     for name, own in found.items():
-        rows = list(selection.rows_of(task, list(TIMES), accuracy[0], 9.0, name, 0, **own))
-        labelled = name == 'ridge'
+        rows = list(selection.rows_of(task, list(TIMES), accuracy[0], 9.0, 0.0, name, 0, **own))
+        labelled = name != 'half_consistency'
         assert [row['chosen_t'] for row in rows] == [BEST] * (2 if labelled else 3) and rows[0]['regret_points'] == 0
         assert (own['images'], own['forwards']) == ((40, 280) if labelled else (20, 280))
         assert labelled == (own['ceiling'] is None)
@@ -98,9 +98,9 @@ def test_regret_and_fair_regret_by_hand():
         key: joint[key] for key in joint if key not in ('tap', 'block')}
 
 
-def rows_of(task, timesteps, accuracy, values, ceiling=None, seed=0):
-    return selection.rows_of(task, timesteps, accuracy, 9.0, 'x', seed, values=values, ceiling=ceiling, images=5, forwards=10,
-                             seconds=1.0)
+def rows_of(task, timesteps, accuracy, values, ceiling=None, seed=0, plateau=0.0):
+    return selection.rows_of(task, timesteps, accuracy, 9.0, plateau, 'x', seed, values=values, ceiling=ceiling, images=5,
+                             forwards=10, seconds=1.0)
 
 
 def test_a_search_done_in_shares_is_the_whole_one(tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_a_search_done_in_shares_is_the_whole_one(tmp_path, monkeypatch):
     monkeypatch.setattr(selection, 'setting', lambda *_: task)
     monkeypatch.setattr(selection, 'rows_of', lambda task, timesteps, accuracy, *_, **own: [accuracy])
     args = argparse.Namespace(config=None, checkpoint=None, images=48, masks=0, device='cpu', timesteps=7, bf16=False, passes=8,
-                              seeds=[0, 2], scores=['ridge'], work_dir=tmp_path)
+                              plateau=0.0, seeds=[0, 2], scores=['ridge'], work_dir=tmp_path)
     found = {('search', share): selection.work(args, 'tiny', 'search', share) for share in range(selection.SHARES)}
     found |= {('scores', seed): selection.work(args, 'tiny', 'scores', seed) for seed in args.seeds}
     whole, *_ = probes.exhaustive(task, selection.even(1000, 7))

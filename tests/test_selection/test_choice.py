@@ -54,8 +54,8 @@ def test_between():
 
 def test_finer_steps_find_an_optimum_between_the_candidates():
     images = TensorImages(colours(8))
-    coarse = sweep(Planted(), images, candidates=[0, 100, 400, 999], noise='random')
-    fine = sweep(Planted(), images, candidates=[0, 100, 400, 999], budget=1000, noise='random')
+    options = dict(candidates=[0, 100, 400, 999], noise='random', plateau=0)
+    coarse, fine = sweep(Planted(), images, **options), sweep(Planted(), images, budget=1000, **options)
     assert coarse.timestep == 100 and abs(fine.timestep - BEST) <= 2
     assert fine.best.score > coarse.best.score
     assert len(fine.candidates) > 4 and fine.forwards == 8 * 2 * len(fine.candidates) <= 1000
@@ -83,7 +83,7 @@ def test_what_is_added_later_is_measured_as_if_it_had_been_there():
 @pytest.mark.parametrize('model, used', [(Planted, 8), (Unclear, 20)])
 def test_images_are_added_until_the_choice_is_clear(model, used, monkeypatch):
     monkeypatch.setattr(module, 'FIRST_IMAGES', 8)
-    options = dict(candidates=TIMES, score='view_consistency')
+    options = dict(candidates=TIMES, score='view_consistency', noise='random')
     result = sweep(model(), TensorImages(colours(20)), grow=True, **options)
     assert result.num_images == used and result.forwards == used * 2 * len(TIMES)
     assert replace(result, seconds=0) == replace(sweep(model(), TensorImages(colours(20)[:used]), **options), seconds=0)
@@ -99,21 +99,28 @@ def test_fewer_images_than_the_first_step_are_all_used():
 def test_a_clear_choice_is_sure():
     result = sweep(Planted(), TensorImages(colours()), candidates=TIMES)
     assert result.interval == (BEST, BEST) and result.probability > 0.95
-    assert not result.flat and result.remarks == []
+    assert not result.unsure and not result.flat and result.remarks == []
 
 
 def test_an_unclear_choice_is_said():
-    result = sweep(Unclear(), TensorImages(colours()), candidates=range(0, 1000, 100))
+    result = sweep(Unclear(), TensorImages(colours()), candidates=range(0, 1000, 100), noise='random')
     low, high = result.interval
     assert low <= result.timestep <= high and result.probability < 0.9
-    assert result.flat
-    assert any(f'the optimum is flat: images drawn again would choose anything from t={low} to t={high}' in remark
+    assert result.unsure
+    assert any(f'the choice is unsure: images drawn again would choose anything from t={low} to t={high}' in remark
                for remark in result.remarks)
+
+
+def test_a_curve_without_a_peak_is_said():
+    """One draw of noise for all images makes all features alike, and all scores 0."""
+    result = sweep(Unclear(), TensorImages(colours()), candidates=range(0, 1000, 100))
+    assert [c.score for c in result.candidates] == [0] * 10 and result.interval == (300, 300)
+    assert result.flat and 'the scores from t=0 to t=900 are hardly apart' in ' '.join(result.remarks)
 
 
 def test_a_score_that_is_no_mean_over_images_has_no_interval(tmp_path):
     result = sweep(Planted(), TensorImages(colours()), candidates=TIMES, score='rankme')
-    assert result.interval is None and result.probability is None and not result.flat
+    assert result.interval is None and result.probability is None and not result.unsure
     result.save(tmp_path / 'r.json')
     assert SelectionResult.load(tmp_path / 'r.json') == result
 
@@ -130,13 +137,12 @@ def test_the_bootstrap_has_the_standard_error_of_a_mean():
 def test_the_interval_leaves_as_much_on_either_side():
     """100 resamples, the k-th of which chooses the k-th of 100 timesteps: five fall off at either end."""
     timesteps = [10 * k for k in range(100)]
-    assert confidence(torch.eye(100), timesteps, 7) == ((50, 940), pytest.approx(0.01), pytest.approx(0.03))
+    assert confidence(torch.eye(100), timesteps, 7, 0.2) == ((50, 940), pytest.approx(0.01), pytest.approx(0.03))
 
 
-def test_equal_candidates_are_equally_probable():
-    """Two of four are always equal and best: saying that the first is certain would be wrong."""
-    curves = torch.tensor([0., 1, 1, 0.5]).expand(50, 4)
-    assert confidence(curves, [0, 10, 20, 30], 1) == ((10, 20), pytest.approx(0.5), pytest.approx(1))
+def test_resamples_choose_as_the_sweep_does():
+    curves = torch.tensor([[0.9, 1, 0.9, 0.9, 0], [0.9, 1, 0.5, 0.5, 0]])  # the middle of four, and of two
+    assert confidence(curves, [0, 10, 40, 90, 160], 2, 0.2) == ((10, 40), pytest.approx(0.5), pytest.approx(1))
 
 
 def test_growing_needs_a_score_that_can_tell_how_sure_it_is():

@@ -83,7 +83,7 @@ def test_with_a_tap_further_timesteps_are_the_best_of_that_tap():
 
 
 def test_controls_and_finer_steps_are_about_the_first():
-    options = dict(candidates=[0, 100, 400, 999], budget=1000, controls=('noise',), noise='random')
+    options = dict(candidates=[0, 100, 400, 999], budget=1000, controls=('noise',), noise='random', plateau=0)
     result, alone = (sweep(Planted(), TensorImages(colours(8)), num_timesteps=n, **options) for n in (3, 1))
     assert result.timestep == alone.timestep and abs(result.timestep - BEST) <= 2
     assert result.controls == alone.controls and result.candidates == alone.candidates

@@ -9,6 +9,7 @@ from planted import BEST, RUNS, TIMES, TWO_TAPS, Planted, colours, rank_of_two, 
 from mmaselect.extract import NoiseProcess
 from mmaselect.selection import SCORES, SelectionResult, TensorImages, sweep
 from mmaselect.selection.candidates import even, resolve
+from mmaselect.selection.scores import Score
 
 
 def scores_of(result):
@@ -23,9 +24,10 @@ def classes(count=24):
 
 @pytest.mark.parametrize('score', ['hfr', 'hfr_coherent', 'view_consistency', 'half_consistency', 'fisher'])
 def test_finds_the_planted_timestep(score):
-    result = sweep(Planted(), TensorImages(colours(), classes()), candidates=TIMES, score=score, noise='random')
+    result = sweep(Planted(), TensorImages(colours(), classes()), candidates=TIMES, score=score, noise='random',
+                   plateau=0)
     assert result.timestep == BEST
-    assert not result.at_edge
+    assert not result.edge
     assert [c.timestep for c in result.candidates] == list(TIMES)
 
 
@@ -148,11 +150,11 @@ def test_scores_that_need_labels_say_so():
         sweep(Planted(), TensorImages(colours()), candidates=TIMES, score='ridge')
 
 
-def test_auto_asks_the_labels_where_pixels_have_them():
+def test_auto_asks_the_labels_where_there_are_any():
     masks = classes()[:, None, None].expand(-1, 12, 20)
     found = [sweep(Planted(), TensorImages(colours(), labels), candidates=TIMES, score='auto')
              for labels in (masks, classes(), None)]
-    assert [result.score['type'] for result in found] == ['ridge', 'half_consistency', 'half_consistency']
+    assert [result.score['type'] for result in found] == ['ridge', 'ridge', 'half_consistency']
     assert scores_of(found[0])[0] < 0.5 < found[0].best.score
 
 
@@ -168,12 +170,38 @@ def test_coherent_hfr_of_images_of_two_sizes_is_refused():
 
 def test_one_candidate_is_chosen_and_no_edge():
     result = sweep(Planted(), TensorImages(colours()), candidates=[400])
-    assert (result.timestep, result.at_edge) == (400, False)
+    assert (result.timestep, result.edge) == (400, None)
 
 
 def test_an_optimum_at_the_edge_is_said():
     result = sweep(Planted(), TensorImages(colours()), candidates=[BEST, 400, 999])
-    assert result.at_edge and 'at the edge of the candidates, the low-noise end' in result.remarks[0]
+    assert result.edge == 'low' and 'highest at the edge of the candidates, the low-noise end; the optimum' in result.remarks[0]
+
+
+class Given(Score):
+    """The feature itself."""
+    name = 'given'
+
+    def observe(self, maps, labels=None):
+        return maps[0].flatten(1)[:, :1]
+
+    def terms(self, rows, total):
+        return rows, torch.ones_like(rows)
+
+
+@pytest.mark.parametrize(('plateau', 'chosen'), [(0, 40), (0.2, 90), (0.5, 130)])
+def test_the_choice_is_the_middle_of_the_plateau(plateau, chosen):
+    scores = dict(zip(TIMES, (0.4, 1, 0.9, 0.85, 0.6, 0.3, 0), strict=True))
+    model = Planted()
+    model.features = lambda latent, t, noise: [torch.tensor([scores[k] for k in t.tolist()]).view(-1, 1, 1, 1)]
+    result = sweep(model, TensorImages(colours()), candidates=TIMES, score=Given(), plateau=plateau)
+    assert (result.timestep, result.interval, result.probability) == (chosen, (chosen, chosen), 1)
+
+
+def test_a_plateau_is_a_share():
+    for plateau in (-0.1, 1, 20):
+        with pytest.raises(ValueError, match='a share of what lies between'):
+            sweep(Planted(), TensorImages(colours()), candidates=TIMES, plateau=plateau)
 
 
 def test_no_images_are_refused():

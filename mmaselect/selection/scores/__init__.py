@@ -25,8 +25,8 @@ def build(score, label_kind=None):
     """A score from its name, from ``dict(type=name, **options)``, or itself.
 
     Args:
-        score (str | dict | Score): 'auto' is ``ridge``, the closed-form probe, where pixels have labels, and ``half_consistency``
-            elsewhere: a label per image is too little for a probe of a few hundred images (benchmarks/README.md).
+        score (str | dict | Score): 'auto' is ``ridge``, the closed-form probe, where there are labels, and ``half_consistency``
+            elsewhere.
         label_kind (str | None): What has a label of its own: 'image', 'pixel', or None where nothing has.
 
     Raises:
@@ -35,7 +35,7 @@ def build(score, label_kind=None):
     if isinstance(score, Score):
         return score
     if score == 'auto':
-        score = 'ridge' if label_kind == 'pixel' else 'half_consistency'
+        score = 'ridge' if label_kind else 'half_consistency'
     options = dict(type=score) if isinstance(score, str) else dict(score)
     name = options.pop('type', None)
     if name not in SCORES:
