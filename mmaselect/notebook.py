@@ -114,12 +114,12 @@ class FeatureExtractor(nn.Module):
 
 
 def select_timestep(model, images, *, labels=None, progress=True, **policy):
-    """Scores candidate timesteps on images and picks the one whose features are richest.
+    """Scores candidate timesteps on images and picks one in the middle of those whose features are richest.
 
     The model is left as it was: set ``model.timestep`` to use the choice.
 
     Args:
-        model (FeatureExtractor): Its taps are scored, and the timestep is the best for all of them on average.
+        model (FeatureExtractor): Its taps are scored, and the timestep is chosen by their mean.
         images: See ``to_batch``.
         labels (Sequence | None): For scores that need them: (N,) classes, or (N, H, W) classes of the pixels that the model sees.
         progress (bool): Whether to show a progress bar.

@@ -76,7 +76,7 @@ def test_labels():
     extractor = model(timestep=7)
     images = torch.stack([torch.full((3, 16, 24), 0.2 + 0.6 * (index % 2)) for index in range(8)])  # dark and bright
     result = select_timestep(extractor, images, labels=[0, 1] * 4, score='ridge', candidates=[5, 900], progress=False)
-    assert result.best.score > 0.9
+    assert result.chosen.score > 0.9
     with pytest.raises(ValueError, match=r'labels \(3,\) do not fit images'):
         select_timestep(extractor, images, labels=[0, 1, 0], progress=False)
 

@@ -81,7 +81,7 @@ class AutoTimestepNeck(BaseModule):
         candidates (int | Sequence[int]): Timesteps to try, 0 the cleanest, or how many to spread over the schedule.
         score (str | dict): See ``mmaselect.selection.scores``.
         num_images (int | str): Training images that the sweep looks at, or 'auto': more and more until the choice is stable.
-        budget (int | None): Forward passes of the sweep; what the candidates leave goes into finer steps around the best.
+        budget (int | None): Forward passes of the sweep; what the candidates leave goes into finer steps (see ``sweep``).
         controls (Sequence[str]): What the choice is compared with: 'noise' in place of the images, 'random weights'.
         image_size (Sequence[int] | int | None): Height and width in pixels that these are cut to; by default the crop size
             of the data_preprocessor, or no cut where it has none.

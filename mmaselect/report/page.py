@@ -119,7 +119,7 @@ def selection_chart(selection):
     """The score over the timesteps."""
     if selection is None:
         return None
-    whole = 'best tap' if selection.tap else 'mean' if len(selection.taps) > 1 else tap_name(selection.taps[0])
+    whole = tap_name(selection.tap or selection.taps[0]) if selection.tap or len(selection.taps) == 1 else 'mean'
     lines = {whole: [(c.timestep, c.score) for c in selection.candidates]}
     for k in shown_taps(selection):
         lines[tap_name(selection.taps[k])] = [(c.timestep, c.tap_scores[k]) for c in selection.candidates]

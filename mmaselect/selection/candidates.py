@@ -38,11 +38,12 @@ def resolve(candidates, steps):
     return sorted(listed)
 
 
-def between(timesteps, best):
-    """The timesteps halfway from ``best`` to its neighbours among ``timesteps``, as far as there are any in between."""
-    place = timesteps.index(best)
-    neighbours = timesteps[max(0, place - 1):place] + timesteps[place + 1:place + 2]
-    return sorted({(best + other) // 2 for other in neighbours} - set(timesteps))
+def finer(timesteps, first, chosen, last):
+    """Timesteps to try next: halfway across the edges of the plateau that reaches from place ``first`` to ``last``, then on both
+    sides of the place ``chosen`` in it, as far as there are any in between."""
+    gaps = [(first - 1, first), (last, last + 1), (chosen - 1, chosen), (chosen, chosen + 1)]
+    halves = [(timesteps[low] + timesteps[high]) // 2 for low, high in gaps if low >= 0 and high < len(timesteps)]
+    return [t for t in dict.fromkeys(halves) if t not in timesteps]
 
 
 def edges(curves, plateau):
@@ -66,7 +67,7 @@ def edges(curves, plateau):
 
 
 def middle(curves, timesteps, plateau):
-    """The place in the middle of each curve's plateau (see ``edges``), on the scale of ``even``, the noisier of two. Ours.
+    """The place next to the middle of each curve's plateau (see ``edges``) on the scale of ``even``, the noisier of two. Ours.
 
     A score is a stand-in for what a probe would find, and the two agree better on where the good timesteps lie than on which of
     them is best: of a curve that hardly falls from t=0 to t=200, the score's own noise picks any.
@@ -74,10 +75,12 @@ def middle(curves, timesteps, plateau):
     >>> middle(torch.tensor([0.9, 1.0, 0.95, 0.9, 0.3, 0.0]), even(1000, 6), 0.2)
     tensor(2)
     """
-    first, last = edges(curves, plateau)
-    levels = torch.tensor(timesteps, dtype=torch.float64).sqrt()
-    halfway = ((levels[first] + levels[last]) / 2).square() - 1  # since timesteps are rounded
-    return torch.maximum(torch.searchsorted(levels.square(), halfway), first)
+    places, levels = torch.arange(len(timesteps)), torch.tensor(timesteps, dtype=torch.float64).sqrt()
+    first, last = (end[..., None] for end in edges(curves, plateau))
+    away = (levels - (levels[first] + levels[last]) / 2).abs()  # (..., T)
+    away = torch.where((places >= first) & (places <= last), away, torch.inf)
+    # Timesteps are rounded, so that two which are as near seldom are so exactly.
+    return torch.where(away <= 1.3 * away.amin(-1, keepdim=True), places, -1).amax(-1)
 
 
 def spread(timesteps, scores, count, gap):

@@ -18,10 +18,8 @@ def tap_name(tap):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One timestep: its noise level, log-SNR, score per tap, and the score that counts for the choice.
-
-    That is the mean over the taps, or, where the tap is chosen as well, the highest of them.
-    """
+    """One timestep: its noise level, log-SNR, score per tap, and the score that the choice is made by: the mean over the taps, or
+    the chosen tap's."""
     timestep: int
     sigma: float
     log_snr: float
@@ -35,7 +33,7 @@ class SelectionResult:
 
     Attributes:
         timestep (int): The choice, in [0, T), 0 the cleanest; the first where there are several.
-        timesteps (tuple[int, ...]): All that were chosen, in the order of the choice, the best first.
+        timesteps (tuple[int, ...]): All that were chosen, in the order of the choice.
         tap (tuple[int, str] | None): The tap that was chosen with it, where one was.
         candidates (tuple[Candidate, ...]): In ascending order of timestep.
         taps (tuple[tuple[int, str], ...]): What was scored.
@@ -72,28 +70,25 @@ class SelectionResult:
     versions: dict
 
     @property
-    def best(self):
+    def chosen(self):
         """The chosen candidate."""
         return next(c for c in self.candidates if c.timestep == self.timestep)
 
     @property
-    def curve(self):
-        """The scores that the choice was made by: the chosen tap's, or the mean over the taps."""
-        if self.tap is None:
-            return [c.score for c in self.candidates]
-        return [c.tap_scores[self.taps.index(self.tap)] for c in self.candidates]
+    def _curve(self):
+        return [c.score for c in self.candidates]
 
     @property
     def edge(self):
         """'low' or 'high' where the score is highest at the low-noise or the high-noise end of several candidates, else None."""
-        place = self.curve.index(max(self.curve))
+        place = self._curve.index(max(self._curve))
         ends = {0: 'low', len(self.candidates) - 1: 'high'}
         return ends.get(place) if len(self.candidates) > 1 else None
 
     @property
     def shelf(self):
         """The first and the last candidate of the plateau that the choice is the middle of."""
-        first, last = edges(torch.tensor(self.curve, dtype=torch.float64), self.plateau)
+        first, last = edges(torch.tensor(self._curve, dtype=torch.float64), self.plateau)
         return self.candidates[first], self.candidates[last]
 
     @property
@@ -122,7 +117,7 @@ class SelectionResult:
             said.append('the choice is unsure: images drawn again would choose anything from t={} to t={}'.format(*self.interval))
         if self.flat:
             low, high = (c.timestep for c in self.shelf)
-            said.append(f'the optimum is flat: the scores from t={low} to t={high} are hardly apart')
+            said.append(f'the optimum is flat: from t={low} to t={high} the scores stay within {self.plateau:.0%} of their range')
         low, high = self.interval or (self.timestep, self.timestep)
         alike = [f'{name}, t={t}' for name, t in self.controls.items() if t == self.timestep or low <= t <= high]
         if alike:
@@ -137,8 +132,9 @@ class SelectionResult:
         sure = ''
         if self.interval is not None:
             sure = f'; 90 % of resamples within [{self.interval[0]}, {self.interval[1]}], {self.probability:.0%} the same'
-        return (f'selected timestep t={self.timestep}{more}{tap} (sigma {self.best.sigma:.3f}, log-SNR {self.best.log_snr:.2f}) '
-                f"by {self.score['type']} {self.best.score:.4f} over {len(self.candidates)} candidates and {self.num_images} "
+        level = f'sigma {self.chosen.sigma:.3f}, log-SNR {self.chosen.log_snr:.2f}'
+        return (f'selected timestep t={self.timestep}{more}{tap} ({level}) '
+                f"by {self.score['type']} {self.chosen.score:.4f} over {len(self.candidates)} candidates and {self.num_images} "
                 f'images{sure}; {self.forwards} forward passes, {self.seconds:.1f} s')
 
     def table(self):
@@ -196,16 +192,16 @@ class SelectionResult:
             if len(self.taps) > 1:
                 axis.plot(timesteps, [c.tap_scores[k] for c in self.candidates], lw=1, alpha=0.6,
                           label=tap_name(tap) if len(self.taps) <= 8 else None)
-        whole = 'best tap' if self.tap is not None else 'mean' if len(self.taps) > 1 else tap_name(self.taps[0])
-        axis.plot(timesteps, [c.score for c in self.candidates], 'o-', color='black', ms=4, label=whole)
+        whole = tap_name(self.tap or self.taps[0]) if self.tap or len(self.taps) == 1 else 'mean'
+        axis.plot(timesteps, self._curve, 'o-', color='black', ms=4, label=whole)
         if self.interval is not None:
             axis.axvspan(*self.interval, color='tab:red', alpha=0.12, lw=0, label='90 % of resamples')
         low, high = (timesteps.index(c.timestep) for c in self.shelf)
-        axis.hlines(min(self.curve[low:high + 1]), timesteps[low], timesteps[high], color='tab:red', lw=1, label='plateau')
+        axis.hlines(min(self._curve[low:high + 1]), timesteps[low], timesteps[high], color='tab:red', lw=1, label='plateau')
         for place, t in enumerate(self.timesteps):
             axis.axvline(t, color='tab:red', ls=':' if place else '--', label=f't = {t}')
         axis.set(xlabel='timestep t (0 is the cleanest)', ylabel=self.score['type'],
-                 title=f'{self.num_images} images, noise level at the choice: {self.best.sigma:.3f}')
+                 title=f'{self.num_images} images, noise level at the choice: {self.chosen.sigma:.3f}')
         axis.legend(fontsize=8)
         return figure
 

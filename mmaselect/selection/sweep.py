@@ -1,4 +1,4 @@
-"""The sweep: scores every candidate timestep on a few images, and takes the best."""
+"""The sweep: scores every candidate timestep on a few images, and takes one in the middle of the best."""
 import copy
 import hashlib
 import math
@@ -44,13 +44,12 @@ def sweep(extractor, images, *, candidates=20, score='half_consistency', plateau
             ``candidates.spread``. How sure the choice is, finer steps and controls are about the first.
         gap (int): In training timesteps. The default is what lies between DDPM-seg's 50, 150 and 250 (Baranchuk et al. 2022,
             arXiv:2112.03126).
-        choose_tap (bool): Whether to choose one of the extractor's taps together with the timestep, in place of the timestep that
-            is best for all taps on average. Takes the highest score of any tap, so only for scores that mean the same for all.
-            Further timesteps are the best of that tap.
+        choose_tap (bool): Whether to choose one of the extractor's taps, that with the highest score at any timestep, and its
+            timestep, in place of the timestep by the mean over the taps. Only for scores that mean the same for all taps.
         grow (bool): Whether to begin with 128 images and double them until 95 % of the bootstrap's choices are the choice or a
             neighbour of it.
         budget (int | None): Forward passes, images times timesteps times views. What images, candidates and controls leave of it
-            goes into finer steps around the best; None takes no finer steps.
+            goes into finer steps at the edges of the plateau and around the choice; None takes no finer steps.
         controls (Sequence[str]): 'noise' and 'random weights': what would the same score choose there?
         seed (int): Of augmentation and bootstrap, and of the noise where it is 'random'.
         noise (str): 'seeded', 'random' or 'none', whichever the features will be used with. Noise that is the same for all images
@@ -137,9 +136,9 @@ def _measure(measurement, images, ts, pick, grow, refine, left, bar):
         if start == stop or table.near >= STABLE or stop * each > left:
             break
     while refine:
-        finer = timesteps.between([c.timestep for c in table.candidates], table.timesteps[0])
-        cost = len(finer) * start * measurement.per_image
-        if not finer or sum(gather(measurement.forwards)) + cost > left:
+        affordable = (left - sum(gather(measurement.forwards))) // (start * measurement.per_image)
+        finer = timesteps.finer([c.timestep for c in table.candidates], *table.places)[:affordable]
+        if not finer:
             break
         _step(measurement, images, start, start, finer, bar)
         table = _choose(measurement, pick)
@@ -179,20 +178,20 @@ class _Table:
                 raise FloatingPointError(f'the score {score.name!r} of {extractor.taps[tap]} at t={t} is {values[t][-1]}, not a '
                                          'finite number')
             self.num_images = len(rows)
-        ts = list(values)
-        overall = [max(own) if choose_tap else sum(own) / len(own) for own in values.values()]
-        ranked, self.tap = overall, None
+        ts, scores = list(values), torch.tensor(list(values.values()), dtype=torch.float64)  # (T, taps)
+        curve, self.tap = scores.mean(1), None
         if choose_tap:
-            best = overall.index(max(overall))
-            tap = values[ts[best]].index(overall[best])
-            ranked, self.tap = [scores[tap] for scores in values.values()], extractor.taps[tap]
-        first = timesteps.middle(torch.tensor(ranked, dtype=torch.float64), ts, plateau)
-        ranked = [math.inf if place == first else score for place, score in enumerate(ranked)]  # comes before all others
+            best = int(scores.amax(0).argmax())
+            curve, self.tap = scores[:, best], extractor.taps[best]
+        ranked = curve.tolist()
+        ranked[timesteps.middle(curve, ts, plateau)] = math.inf  # comes before all others
         self.timesteps = timesteps.spread(ts, ranked, num_timesteps, gap)
         chosen = ts.index(self.timesteps[0])
+        first, last = timesteps.edges(curve, plateau)
+        self.places = int(first), chosen, int(last)
         process = extractor.process
         self.candidates = tuple(Candidate(t, process.sigma[t].item(), process.log_snr(t), tuple(values[t]), whole)
-                                for t, whole in zip(ts, overall, strict=True))
+                                for t, whole in zip(ts, curve.tolist(), strict=True))
         self.interval = self.probability = None
         self.near = 0
         if terms and sure:

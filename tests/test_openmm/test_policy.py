@@ -36,8 +36,9 @@ def trained(data, tmp_path_factory):
 def test_the_tap_is_chosen_used_and_stored(trained):
     runner, result, checkpoint = trained
     assert list(map(list, result.taps)) == CHOICES
-    best = max(result.candidates, key=lambda c: c.score)
-    assert (result.timestep, result.tap) == (best.timestep, result.taps[best.tap_scores.index(best.score)])
+    place = result.taps.index(result.tap)
+    highest = [max(c.tap_scores[k] for c in result.candidates) for k in range(len(result.taps))]
+    assert highest.index(max(highest)) == place and all(c.score == c.tap_scores[place] for c in result.candidates)
     assert runner.model.backbone.extractor.taps == (result.tap,)
     state = torch.load(checkpoint, map_location='cpu', weights_only=False)['state_dict']
     assert state['backbone.tap'].tolist() == [result.tap[0], list(TAPS).index(result.tap[1])]
@@ -140,7 +141,7 @@ def test_the_log_has_every_remark(data, tmp_path, monkeypatch):
 def test_a_probe_gets_the_labels(name, score, data, tmp_path):
     changes = {'model.neck.score': score, 'model.neck.num_images': 12}
     result = AutoTimestepHook().select(runs.runner(name, data, tmp_path, changes))
-    assert result.score['type'] == 'ridge' and -1 < result.best.score <= 1  # of random features, by a probe worse than the mean
+    assert result.score['type'] == 'ridge' and -1 < result.chosen.score <= 1  # of random features, by a probe worse than the mean
     assert read(tmp_path) == result
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from planted import BEST, TIMES, TWO_TAPS, Planted, colours
+from planted import BEST, TIMES, TWO_TAPS, Given, Planted, colours
 
 from mmaselect.extract import seeded_noise
 from mmaselect.selection import SelectionResult, TensorImages, sweep
-from mmaselect.selection.candidates import between
+from mmaselect.selection.candidates import finer
 from mmaselect.selection.confidence import bootstrap, confidence
 
 module = importlib.import_module('mmaselect.selection.sweep')  # the function hides it
@@ -29,7 +29,7 @@ class Unclear(Planted):
 def test_tap_and_timestep_are_chosen_together():
     result = sweep(Planted(TWO_TAPS), TensorImages(colours()), candidates=TIMES, choose_tap=True)
     assert (result.timestep, result.tap) == (200, (1, 'hidden'))
-    assert all(c.score == max(c.tap_scores) for c in result.candidates)
+    assert all(c.score == c.tap_scores[1] for c in result.candidates)
     assert 'timestep t=200 and tap 1.hidden' in result.summary()
 
 
@@ -46,10 +46,19 @@ def test_without_a_choice_of_tap_the_mean_counts():
 # Finer steps
 
 
-def test_between():
-    assert between([0, 100, 400], 100) == [50, 250]
-    assert between([0, 100, 400], 0) == [50] and between([0, 100, 400], 400) == [250]
-    assert between([0, 1, 4], 1) == [2] and between([0, 1, 2], 1) == [] and between([7], 7) == []
+def test_finer_steps_lie_across_the_edges_and_beside_the_choice():
+    assert finer([0, 100, 400], 1, 1, 1) == [50, 250]
+    assert finer([0, 100, 400], 0, 0, 0) == [50] and finer([0, 100, 400], 2, 2, 2) == [250]
+    assert finer([0, 1, 4], 1, 1, 1) == [2] and finer([0, 1, 2], 1, 1, 1) == [] and finer([7], 0, 0, 0) == []
+    assert finer([0, 10, 20, 30, 40, 50, 60], 1, 3, 5) == [5, 55, 25, 35]
+
+
+def test_finer_steps_find_the_middle_of_a_plateau():
+    """A curve whose plateau reaches from t=90 to t=490, the middle of which is at 250 on the scale of square roots."""
+    model, images = Planted(), TensorImages(colours(8))
+    model.features = lambda latent, t, noise: [(((t >= 90) & (t < 490)) * 1.0).view(-1, 1, 1, 1)]
+    found = [sweep(model, images, candidates=[0, 60, 300, 700, 999], score=Given(), budget=budget) for budget in (None, 400)]
+    assert [result.timestep for result in found] == [300, pytest.approx(250, abs=12)]
 
 
 def test_finer_steps_find_an_optimum_between_the_candidates():
@@ -57,15 +66,15 @@ def test_finer_steps_find_an_optimum_between_the_candidates():
     options = dict(candidates=[0, 100, 400, 999], noise='random', plateau=0)
     coarse, fine = sweep(Planted(), images, **options), sweep(Planted(), images, budget=1000, **options)
     assert coarse.timestep == 100 and abs(fine.timestep - BEST) <= 2
-    assert fine.best.score > coarse.best.score
+    assert fine.chosen.score > coarse.chosen.score
     assert len(fine.candidates) > 4 and fine.forwards == 8 * 2 * len(fine.candidates) <= 1000
 
 
 @pytest.mark.parametrize('budget', [64, 95, 96, 127, 128, 200])
 def test_the_budget_is_never_exceeded(budget):
-    """8 images, 2 views: the candidates cost 64, two more timesteps 32."""
+    """8 images, 2 views: a timestep costs 16."""
     result = sweep(Planted(), TensorImages(colours(8)), candidates=[0, 100, 400, 999], budget=budget)
-    assert result.forwards <= budget < result.forwards + 32
+    assert result.forwards <= budget < result.forwards + 16
     assert result.forwards == 16 * len(result.candidates)
 
 
@@ -114,8 +123,8 @@ def test_an_unclear_choice_is_said():
 def test_a_curve_without_a_peak_is_said():
     """One draw of noise for all images makes all features alike, and all scores 0."""
     result = sweep(Unclear(), TensorImages(colours()), candidates=range(0, 1000, 100))
-    assert [c.score for c in result.candidates] == [0] * 10 and result.interval == (300, 300)
-    assert result.flat and 'the scores from t=0 to t=900 are hardly apart' in ' '.join(result.remarks)
+    assert [c.score for c in result.candidates] == [0] * 10 and result.interval == (200, 200)
+    assert result.flat and 'from t=0 to t=900 the scores stay within 20% of their range' in ' '.join(result.remarks)
 
 
 def test_a_score_that_is_no_mean_over_images_has_no_interval(tmp_path):

@@ -4,12 +4,11 @@ import pytest
 import tiny
 import torch
 import torch.multiprocessing
-from planted import BEST, RUNS, TIMES, TWO_TAPS, Planted, colours, rank_of_two, run
+from planted import BEST, RUNS, TIMES, TWO_TAPS, Given, Planted, colours, rank_of_two, run
 
 from mmaselect.extract import NoiseProcess
 from mmaselect.selection import SCORES, SelectionResult, TensorImages, sweep
-from mmaselect.selection.candidates import even, resolve
-from mmaselect.selection.scores import Score
+from mmaselect.selection.candidates import even, middle, resolve
 
 
 def scores_of(result):
@@ -135,14 +134,14 @@ def test_labels_per_pixel_are_those_at_the_middle_of_the_cells():
     labels[0, 2, 2] = 255
     for score in ('ridge', 'fisher'):
         result = sweep(Cells(), TensorImages(images, labels), candidates=[0], score=dict(type=score, cells=12))
-        assert result.best.score == pytest.approx(1)
+        assert result.chosen.score == pytest.approx(1)
 
 
 def test_class_255_of_an_image_is_a_class():
     labels = torch.where(classes() > 0, 255, 254)
     result = sweep(Planted(), TensorImages(colours(), labels), candidates=[BEST],
                    score=dict(type='ridge', ridge=0.1, measure='accuracy'))
-    assert result.best.score > 0.8
+    assert result.chosen.score > 0.8
 
 
 def test_scores_that_need_labels_say_so():
@@ -155,7 +154,7 @@ def test_auto_asks_the_labels_where_there_are_any():
     found = [sweep(Planted(), TensorImages(colours(), labels), candidates=TIMES, score='auto')
              for labels in (masks, classes(), None)]
     assert [result.score['type'] for result in found] == ['ridge', 'ridge', 'half_consistency']
-    assert scores_of(found[0])[0] < 0.5 < found[0].best.score
+    assert scores_of(found[0])[0] < 0.5 < found[0].chosen.score
 
 
 def test_coherent_hfr_of_images_of_two_sizes_is_refused():
@@ -178,24 +177,34 @@ def test_an_optimum_at_the_edge_is_said():
     assert result.edge == 'low' and 'highest at the edge of the candidates, the low-noise end; the optimum' in result.remarks[0]
 
 
-class Given(Score):
-    """The feature itself."""
-    name = 'given'
-
-    def observe(self, maps, labels=None):
-        return maps[0].flatten(1)[:, :1]
-
-    def terms(self, rows, total):
-        return rows, torch.ones_like(rows)
-
-
-@pytest.mark.parametrize(('plateau', 'chosen'), [(0, 40), (0.2, 90), (0.5, 130)])
+@pytest.mark.parametrize(('plateau', 'chosen'), [(0, 40), (0.2, 90), (0.65, 40)])
 def test_the_choice_is_the_middle_of_the_plateau(plateau, chosen):
     scores = dict(zip(TIMES, (0.4, 1, 0.9, 0.85, 0.6, 0.3, 0), strict=True))
     model = Planted()
     model.features = lambda latent, t, noise: [torch.tensor([scores[k] for k in t.tolist()]).view(-1, 1, 1, 1)]
     result = sweep(model, TensorImages(colours()), candidates=TIMES, score=Given(), plateau=plateau)
     assert (result.timestep, result.interval, result.probability) == (chosen, (chosen, chosen), 1)
+
+
+def test_the_middle_is_that_of_the_chosen_taps_own_plateau():
+    """The second tap is better at the first one's middle, and never as good as the first at its best."""
+    curves = [dict(zip(TIMES, own, strict=True))
+              for own in ((0.4, 1, 0.9, 0.85, 0.6, 0.3, 0), (0.2, 0.9, 0.95, 0.95, 0.5, 0.3, 0))]
+    model = Planted(TWO_TAPS)
+    model.features = lambda latent, t, noise: [torch.tensor([own[k] for k in t.tolist()]).view(-1, 1, 1, 1) for own in curves]
+    result = sweep(model, TensorImages(colours()), candidates=TIMES, score=Given(), choose_tap=True)
+    assert (result.timestep, result.tap, result.probability) == (90, (0, 'hidden'), 1)
+    assert 't=90 and tap 0.hidden' in result.summary() and 'by given 0.9000' in result.summary()
+
+
+def test_the_middle_of_every_run_of_the_default_candidates():
+    timesteps = even(1000)
+    for first in range(20):
+        for last in range(first, 20):
+            curve = torch.tensor([float(first <= place <= last) for place in range(20)])
+            if (first, last) != (0, 19):  # which is no run, but a constant
+                assert int(middle(curve, timesteps, 0.2)) == (first + last + 1) // 2
+    assert [int(middle(torch.ones(4), listed, 0.2)) for listed in ([0, 50, 60, 400], [0, 50, 340, 400])] == [2, 1]
 
 
 def test_a_plateau_is_a_share():

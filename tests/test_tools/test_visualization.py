@@ -85,7 +85,7 @@ def test_timesteps(segmentor):
     red = (left[..., 0] - left[..., 1] > 100).any(1).nonzero()[0]
     ink = (left.min(2) < 128).any(1).nonzero()[0]
     selection = SelectionResult.load(segmentor.folder / 'timestep_selection.json')
-    rows, place = len(selection.candidates), selection.candidates.index(selection.best)
+    rows, place = len(selection.candidates), selection.candidates.index(selection.chosen)
     top, bottom = ink[ink > 0.6 * 150].min(), ink.max()  # below the title
     share = (red.mean() - top) / (bottom - top)
     assert place / rows < share < (place + 1) / rows
