@@ -14,9 +14,6 @@ import torch
 from mmaselect.files import atomic
 
 ROOT = Path(__file__).parents[1]
-# The sources that what is kept depends on.
-MEASURING = ('mmaselect/extract/*.py', 'mmaselect/selection/scores/*.py', 'mmaselect/selection/measure.py',
-             'mmaselect/selection/views.py', 'benchmarks/probes.py', 'benchmarks/tasks.py')
 
 
 def head():
@@ -42,14 +39,18 @@ def write(path, head, rows):
         part.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
 
 
+def digest(*patterns):
+    """Of the sources whose paths match."""
+    found = hashlib.blake2b(digest_size=16)
+    for source in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
+        found.update(source.read_bytes())
+    return found.hexdigest()
+
+
 def kept(path, asked, make):
-    """What ``make()`` returns, for JSON; read from the file ``path``, if any, where the same was asked of the same sources."""
+    """What ``make()`` returns, for JSON; read from the file ``path``, if any, where the same was asked before."""
     if path is None:
         return make()
-    digest = hashlib.blake2b(digest_size=16)
-    for source in sorted(path for pattern in MEASURING for path in ROOT.glob(pattern)):
-        digest.update(source.read_bytes())
-    asked = dict(asked, sources=digest.hexdigest())
     if path.is_file():
         found = json.loads(path.read_text())
         if found['asked'] == asked:

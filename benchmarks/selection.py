@@ -13,7 +13,7 @@ the images for the oracle, and compares on the other.
 """
 import argparse
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache, partial
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -30,6 +30,9 @@ from mmaselect.selection.sweep import PLATEAU, randomised, weights_hash
 
 RANDOM_IMAGES = 128  # on which scores are compared with those of random weights
 SHARES = 4  # that a search is done in
+# What each kind of work depends on, as it was when this process began.
+SOURCES = {'search': record.digest('mmaselect/extract/**/*.py', 'benchmarks/probes.py', 'benchmarks/tasks.py'),
+           'scores': record.digest('mmaselect/extract/**/*.py', 'mmaselect/selection/**/*.py', 'benchmarks/*.py')}
 SCORES = {
     'hfr': 'hfr', 'hfr, low cutoff': dict(type='hfr', cutoff=0.25), 'hfr, all but the mean': dict(type='hfr', cutoff=0.0),
     'hfr_coherent': 'hfr_coherent', 'view_consistency': 'view_consistency',
@@ -73,8 +76,7 @@ def measure(task, timesteps, names, passes, seed):
     Every score has the same number of forward passes per timestep: one that compares two views looks at half as many images.
     """
     def part(count):
-        batch = 64 if next(task.extractor.parameters()).device.type == 'cpu' else 1024  # which saves time and changes nothing
-        return TensorImages(*(of[seed::PARTS][:count] for of in (task.images.images, task.images.labels)), batch_size=batch)
+        return TensorImages(*(of[seed::PARTS][:count] for of in (task.images.images, task.images.labels)), task.images.batch_size)
     built, found = {name: scores.build(SCORES[name], task.images.label_kind) for name in names}, {}
     for views in {score.views for score in built.values()}:
         group = [*dict.fromkeys(score for score in built.values() if score.views == views)]  # 'auto' is one of the others
@@ -116,7 +118,7 @@ def rows_of(task, timesteps, accuracy, exhaustive_seconds, plateau, name, seed, 
         yield row(block, tap, [k])
     for kind, own in (('joint', values), ('above random', None if ceiling is None else values - ceiling)):
         if own is not None:
-            block, tap = taps[int(own.argmax()) % len(taps)]
+            block, tap = taps[int(own.amax(0).argmax())]
             yield row(None, f'{kind}: {tap} of block {block}', list(range(len(taps))), own)
 
 
@@ -197,11 +199,13 @@ def work(args, name, kind, which):
     """A part of what a setting takes, kept in a file of the work dir: of its 'search' one of ``SHARES`` of the timesteps, of the
     'scores' those of a seed."""
     task = setting(name, args.images, args.masks, args.device, args.config, args.checkpoint)
-    timesteps = even(len(task.extractor.process), args.timesteps)
+    timesteps, device = even(len(task.extractor.process), args.timesteps), next(task.extractor.parameters()).device.type
     asked = dict(timesteps=timesteps, taps=[list(tap) for tap in task.extractor.taps], count=len(task.images),
-                 images=task.images.images.double().sum().item(), weights=weights_hash(task.extractor), bf16=args.bf16)
+                 images=task.images.images.double().sum().item(), labels=task.images.labels.sum().item(),
+                 weights=weights_hash(task.extractor), bf16=args.bf16, device=device, torch=torch.__version__,
+                 sources=SOURCES[kind])
     path = None if args.config else args.work_dir / f'{name}_{kind}_{which}.json'.replace(' ', '_')
-    with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bf16):
+    with torch.autocast(device, torch.bfloat16, enabled=args.bf16):
         if kind == 'scores':
             asked.update({name: str(SCORES[name]) for name in args.scores}, passes=args.passes)
             return record.kept(path, asked, lambda: measure(task, timesteps, args.scores, args.passes, which))
@@ -212,15 +216,28 @@ def work(args, name, kind, which):
         return record.kept(path, dict(asked, parts=PARTS), search)
 
 
+def worked(args, parts):
+    """What ``work`` found of each part, in their order, as soon as it is there."""
+    if args.workers == 1:
+        yield from (work(args, *part) for part in parts)
+        return
+    with ProcessPoolExecutor(args.workers, get_context('spawn'), torch.set_num_threads, (1, )) as pool:
+        futures = [pool.submit(work, args, *part) for part in parts]
+        try:
+            yield from (future.result() for future in futures)
+        finally:
+            pool.shutdown(cancel_futures=True)  # where one failed, the others are not waited for
+
+
 def rows_of_setting(args, name, found):
     """All rows of a setting, from what ``work`` found of its parts, by their kind and place."""
     task = setting(name, args.images, args.masks, args.device, args.config, args.checkpoint)
     timesteps = even(len(task.extractor.process), args.timesteps)
-    searches = [found['search', share] for share in range(SHARES)]
+    searches = {which: search for (kind, which), search in found.items() if kind == 'search'}
     accuracy = torch.empty(PARTS, PARTS - 1, len(timesteps), len(task.extractor.taps))
-    for share, search in enumerate(searches):
+    for share, search in searches.items():
         accuracy[:, :, share::SHARES] = torch.tensor(search['accuracy'])
-    seconds = sum(search['seconds'] for search in searches) + max(search['encoding'] for search in searches)
+    seconds = sum(search['seconds'] for search in searches.values()) + max(search['encoding'] for search in searches.values())
     return [row for seed in args.seeds for score, own in found['scores', seed].items()
             for row in rows_of(task, timesteps, accuracy[seed], seconds, args.plateau, score, seed, **own)]
 
@@ -238,7 +255,7 @@ def main():
     parser.add_argument('--scores', nargs='+', choices=SCORES, default=list(SCORES), metavar='SCORE')
     parser.add_argument('--seeds', type=int, nargs='+', choices=range(PARTS), default=list(range(PARTS)))
     parser.add_argument('--bf16', action='store_true', help='features in bfloat16')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='of the built-in settings')
     parser.add_argument('--workers', type=int, default=1, help='processes of one thread each; a config of your own takes one')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'selection',
                         help='where what was found is kept: a run that was interrupted goes on from there')
@@ -250,17 +267,15 @@ def main():
     if not args.config:
         tasks.check(args.tasks)
     head, rows = record.head(), []
-    parts = [('search', share) for share in range(SHARES)] + [('scores', seed) for seed in args.seeds]
-    with ProcessPoolExecutor(args.workers, get_context('spawn'), torch.set_num_threads, (1, )) as pool, tqdm(
-            total=len(names) * len(parts), desc='search and scores', unit=' parts') as bar:
-        start = (lambda *part: pool.submit(work, args, *part).result) if args.workers > 1 else partial(partial, work, args)
-        results = {(name, *part): start(name, *part) for name in names for part in parts}
+    kinds = [('search', share) for share in range(min(SHARES, args.timesteps))] + [('scores', seed) for seed in args.seeds]
+    found = worked(args, [(name, *kind) for name in names for kind in kinds])
+    with tqdm(total=len(names) * len(kinds), desc='search and scores', unit=' parts') as bar:
         for name in names:
-            found = {}
-            for part in parts:
-                found[part] = results[(name, *part)]()
+            own = {}
+            for kind in kinds:
+                own[kind] = next(found)
                 bar.update()
-            rows += rows_of_setting(args, name, found)
+            rows += rows_of_setting(args, name, own)
             record.write(args.out, head, rows)  # at once, since the whole takes hours
             tqdm.write(report([row for row in rows if row['setting'] == name]))
     if len(names) > 1:

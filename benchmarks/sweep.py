@@ -26,9 +26,8 @@ from mmaselect.extract.draws import draw
 from mmaselect.extract.noise import mix
 from mmaselect.openmm import launch
 from mmaselect.selection import TensorImages, sweep
-from mmaselect.selection.candidates import even, middle
+from mmaselect.selection.candidates import even
 from mmaselect.selection.scores import build as build_score
-from mmaselect.selection.sweep import PLATEAU
 from mmaselect.selection.views import augment
 
 SEED = 0
@@ -82,7 +81,7 @@ def naive(extractor, images, candidates, score):
                 forwards += 1
             rows.append(score.observe(maps).float().cpu())
         values.append(score.value(torch.cat(rows).double()))
-    return candidates[middle(torch.tensor(values), candidates, PLATEAU)], values, forwards
+    return candidates[values.index(max(values))], values, forwards
 
 
 def work(rank, setting, processes, how, folder):
@@ -101,7 +100,7 @@ def work(rank, setting, processes, how, folder):
     if how == 'naive':
         timestep, scores, forwards = naive(extractor, pictures, candidates, setting.score)
     else:
-        result = sweep(extractor, TensorImages(pictures), candidates=candidates, score=setting.score, seed=SEED)
+        result = sweep(extractor, TensorImages(pictures), candidates=candidates, score=setting.score, plateau=0, seed=SEED)
         timestep, forwards = result.timestep, result.forwards
         scores = [candidate.score for candidate in result.candidates]
     seconds = time.perf_counter() - start

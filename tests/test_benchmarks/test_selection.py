@@ -108,14 +108,24 @@ def test_a_search_done_in_shares_is_the_whole_one(tmp_path, monkeypatch):
     monkeypatch.setattr(selection, 'setting', lambda *_: task)
     monkeypatch.setattr(selection, 'rows_of', lambda task, timesteps, accuracy, *_, **own: [accuracy])
     args = argparse.Namespace(config=None, checkpoint=None, images=48, masks=0, device='cpu', timesteps=7, bf16=False, passes=8,
-                              plateau=0.0, seeds=[0, 2], scores=['ridge'], work_dir=tmp_path)
-    found = {('search', share): selection.work(args, 'tiny', 'search', share) for share in range(selection.SHARES)}
-    found |= {('scores', seed): selection.work(args, 'tiny', 'scores', seed) for seed in args.seeds}
+                              workers=1, plateau=0.0, seeds=[0, 2], scores=['ridge'], work_dir=tmp_path)
+    parts = [('search', share) for share in range(selection.SHARES)] + [('scores', seed) for seed in args.seeds]
+    found = dict(zip(parts, selection.worked(args, [('tiny', *part) for part in parts]), strict=True))
     whole, *_ = probes.exhaustive(task, selection.even(1000, 7))
     torch.testing.assert_close(selection.rows_of_setting(args, 'tiny', found), [whole[0], whole[2]])
 
 
-def test_what_was_found_is_kept_while_nothing_changes(tmp_path):
+def test_a_digest_is_of_what_the_sources_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, 'ROOT', tmp_path)
+    (tmp_path / 'deep').mkdir()
+    found = []
+    for path, text in (('a.py', '1'), ('a.md', '1'), ('deep/a.py', '1'), ('deep/a.py', '2')):
+        (tmp_path / path).write_text(text)
+        found.append(record.digest('**/*.py'))
+    assert found[0] == found[1] and len(set(found)) == 3
+
+
+def test_what_was_found_is_kept_while_the_same_is_asked(tmp_path):
     def found(asked, value):
         return record.kept(tmp_path / 'found.json', dict(asked=asked), lambda: value)
     assert [found(1, 'a'), found(1, 'b'), found(2, 'c'), found(2, 'd')] == ['a', 'a', 'c', 'c']
