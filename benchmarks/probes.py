@@ -12,8 +12,8 @@ PENALTIES = 1.0, 0.1, 0.01, 1e-3, 1e-4  # per sample, on standardised features
 
 
 def clock():
-    """Seconds of this process alone where it computes on CPUs, so that other programs on the machine do not count; with a GPU, of the
-    wall, when that is done with all that it was told to do."""
+    """Seconds of this process alone where it computes on CPUs, so that other programs on the machine do not count; with a GPU
+    those of the wall when it is done with what it was told to do."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
         return time.perf_counter()

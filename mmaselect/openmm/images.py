@@ -131,6 +131,11 @@ class SweepImages:
         label = next(self._prepared(self.order[:1]))[2]
         return None if label is None else 'pixel' if label.ndim else 'image'
 
+    @property
+    def num_classes(self):
+        """How many classes the set names, or None."""
+        return len(self.dataset.metainfo.get('classes') or ()) or None
+
     def __len__(self):
         return len(self.order)
 

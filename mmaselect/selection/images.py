@@ -1,4 +1,4 @@
-"""The images of a sweep, and how ranks share them. What the sweep needs of images is an attribute and two methods; see
+"""The images of a sweep, and how ranks share them. What the sweep needs of images is two attributes and two methods; see
 ``TensorImages``."""
 import torch.distributed as dist
 
@@ -33,6 +33,11 @@ class TensorImages:
     def label_kind(self):
         """What has a label of its own in what ``batches`` gives: 'image' or 'pixel', or None where nothing has."""
         return None if self.labels is None else 'image' if self.labels.ndim == 1 else 'pixel'
+
+    @property
+    def num_classes(self):
+        """How many classes the images are of where each has one label, None elsewhere."""
+        return len(self.labels.unique()) if self.label_kind == 'image' else None
 
     def __len__(self):
         """Images over all ranks."""

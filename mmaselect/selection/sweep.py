@@ -69,7 +69,7 @@ def sweep(extractor, images, *, candidates=20, score='half_consistency', plateau
     ts = timesteps.resolve(candidates, len(extractor.process))
     if not len(images):
         raise ValueError('the sweep got no images: check that the dataset is not empty and that num_images is at least 1')
-    score = build(score, images.label_kind if score == 'auto' else None)
+    score = build(score, images)
     check(score, choose_tap, grow, controls, num_timesteps, gap, plateau)
     timesteps.spread(ts, [0] * len(ts), num_timesteps, gap)  # fails now, not after the work, where they do not fit
     pick = dict(choose_tap=choose_tap, num_timesteps=num_timesteps, gap=gap, plateau=plateau)

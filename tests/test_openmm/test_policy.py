@@ -145,6 +145,13 @@ def test_a_probe_gets_the_labels(name, score, data, tmp_path):
     assert read(tmp_path) == result
 
 
+def test_few_images_of_many_classes_are_chosen_on_without_labels(data, tmp_path):
+    runner = runs.runner(CLS, data, tmp_path, {'model.neck.score': 'auto'})
+    source = images.SweepImages(runner.cfg, runner.model, 6, None, seed=0)
+    assert source.num_classes == len(source.dataset.CLASSES) > 1
+    assert AutoTimestepHook().select(runner).score['type'] == 'half_consistency'
+
+
 def labels(runner, kind, size=None):
     """Path -> label and image, of labels of this kind."""
     source = images.SweepImages(runner.cfg, runner.model, 6, size, seed=0)

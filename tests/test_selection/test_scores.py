@@ -39,8 +39,11 @@ def test_bad_scores_are_refused(score, message):
         scores.build(score)
 
 
-def test_auto_is_the_probe_where_there_are_labels():
-    assert [scores.build('auto', kind).name for kind in ('pixel', 'image', None)] == ['ridge', 'ridge', 'half_consistency']
+def test_auto_is_the_probe_where_there_are_labels_enough():
+    def chosen(count, labels=None):
+        return scores.build('auto', TensorImages(torch.zeros(count, 3, 2, 2), labels)).name
+    assert chosen(2, torch.zeros(2, 2, 2).long()) == chosen(50, torch.arange(50) % 2) == 'ridge'  # of pixels, 25 of each class
+    assert chosen(49, torch.arange(49) % 2) == chosen(50) == scores.build('auto').name == 'half_consistency'
 
 
 @pytest.mark.parametrize('score', [dict(type='hfr', cutoff=0.3), *SCORES], ids=str)

@@ -8,6 +8,7 @@ turns them into the score. Most scores are a mean of ratios of sums over images:
 from typing import ClassVar
 
 SCORES = {}
+PER_CLASS = 25  # images that a probe needs, at which it was measured (benchmarks/README.md)
 
 
 def register(name):
@@ -21,13 +22,13 @@ def register(name):
     return add
 
 
-def build(score, label_kind=None):
+def build(score, images=None):
     """A score from its name, from ``dict(type=name, **options)``, or itself.
 
     Args:
-        score (str | dict | Score): 'auto' is ``ridge``, the closed-form probe, where there are labels, and ``half_consistency``
-            elsewhere.
-        label_kind (str | None): What has a label of its own: 'image', 'pixel', or None where nothing has.
+        score (str | dict | Score): 'auto' is ``ridge``, the closed-form probe, where pixels have labels, or images have and there
+            are 25 or more per class; else ``half_consistency``.
+        images (TensorImages | None): What 'auto' asks for their labels; see there.
 
     Raises:
         ValueError: Unknown name or options.
@@ -35,7 +36,9 @@ def build(score, label_kind=None):
     if isinstance(score, Score):
         return score
     if score == 'auto':
-        score = 'ridge' if label_kind else 'half_consistency'
+        kind = None if images is None else images.label_kind
+        enough = kind == 'pixel' or kind == 'image' and images.num_classes and len(images) >= PER_CLASS * images.num_classes
+        score = 'ridge' if enough else 'half_consistency'
     options = dict(type=score) if isinstance(score, str) else dict(score)
     name = options.pop('type', None)
     if name not in SCORES:
