@@ -5,7 +5,7 @@ latents = 'work_dirs/latents/dit_aselect_fashion_mnist'
 model = dict(
     data_preprocessor=dict(_delete_=True, type='ClsDataPreprocessor'),  # latents pass as they are
     # The timestep that tools/select_timestep.py chooses by half_consistency on the config with images.
-    backbone=dict(latents=latents, timestep=0))
+    backbone=dict(latents=latents, timestep=69))
 train_dataloader = dict(dataset=dict(pipeline=[
     dict(type='mmaselect.LoadLatents', cache=f'{latents}/train'),
     dict(type='PackInputs')

@@ -42,8 +42,8 @@ def test_bad_scores_are_refused(score, message):
 def test_auto_is_the_probe_where_there_are_labels_enough():
     def chosen(count, labels=None):
         return scores.build('auto', TensorImages(torch.zeros(count, 3, 2, 2), labels)).name
-    assert chosen(2, torch.zeros(2, 2, 2).long()) == chosen(50, torch.arange(50) % 2) == 'ridge'  # of pixels, 25 of each class
-    assert chosen(49, torch.arange(49) % 2) == chosen(50) == scores.build('auto').name == 'half_consistency'
+    assert chosen(2, torch.zeros(2, 2, 2).long()) == chosen(100, torch.arange(100) % 2) == 'ridge'  # of pixels, 50 per class
+    assert chosen(99, torch.arange(99) % 2) == chosen(100) == scores.build('auto').name == 'half_consistency'
 
 
 @pytest.mark.parametrize('score', [dict(type='hfr', cutoff=0.3), *SCORES], ids=str)

@@ -8,7 +8,7 @@ turns them into the score. Most scores are a mean of ratios of sums over images:
 from typing import ClassVar
 
 SCORES = {}
-PER_CLASS = 25  # images that a probe needs, at which it was measured (benchmarks/README.md)
+PER_CLASS = 50  # images that a probe needs (benchmarks/README.md)
 
 
 def register(name):
@@ -27,7 +27,7 @@ def build(score, images=None):
 
     Args:
         score (str | dict | Score): 'auto' is ``ridge``, the closed-form probe, where pixels have labels, or images have and there
-            are 25 or more per class; else ``half_consistency``.
+            are 50 or more per class; else ``half_consistency``.
         images (TensorImages | None): What 'auto' asks for their labels; see there.
 
     Raises:
