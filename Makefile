@@ -4,7 +4,8 @@
 # make docs    the documentation, into site/
 # make lint    ruff
 # make bench   forward pass, training, sweep and growth beside their peers and limits; QUICK=--quick shows in seconds that it runs
-# make bench-selection   every score against an exhaustive search; trains what is missing of two more small DiTs first; hours, shared by WORKERS
+# make bench-selection   every score against an exhaustive search; trains what is missing of two more small DiTs first; takes
+#     hours, which WORKERS processes share
 # make compare   the demo against other backbones in one table; SEEDS and COMPARED say how many times, and what
 # make mae     pretrains the ViT that the comparison's MAE rows need, where its weights are not there
 # make clean   removes the environments and caches; data, results and the compiled mmcv (.cache) stay

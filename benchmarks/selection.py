@@ -77,7 +77,8 @@ def measure(task, timesteps, names, passes, seed):
     """
     def part(count):
         return TensorImages(*(of[seed::PARTS][:count] for of in (task.images.images, task.images.labels)), task.images.batch_size)
-    built, found = {name: scores.build(SCORES[name], part(passes)) for name in names}, {}
+    most, found = part(passes), {}
+    built = {name: scores.build(SCORES[name], most) for name in names}
     for views in {score.views for score in built.values()}:
         group = [*dict.fromkeys(score for score in built.values() if score.views == views)]  # 'auto' is one of the others
         control = [score for score in group if score.comparable and not score.labelled]

@@ -47,7 +47,6 @@ class Planted(nn.Module):
 class Given(Score):
     """The feature itself."""
     name = 'given'
-
     comparable = True
 
     def observe(self, maps, labels=None):

@@ -34,7 +34,7 @@ def sweep(extractor, images, *, candidates=20, score='half_consistency', plateau
 
     Args:
         extractor (Extractor): Left in the mode and with the weights it had.
-        images (TensorImages): Or whatever has its attribute and methods.
+        images (TensorImages): Or whatever has its attributes and methods.
         candidates (int | Sequence[int]): Timesteps, or how many to spread over the schedule.
         score (str | dict | Score): See ``scores``.
         plateau (float): The choice is the middle of the candidates around the best one that lose at most so large a share of what
