@@ -8,6 +8,7 @@ from mmaselect.extract import seeded_noise
 from mmaselect.selection.scores.probe import pooled
 
 PARTS = 3  # of a task's images: probes are fitted on one and tested on the others
+TOGETHER = 50  # maps that are enlarged at once: more do not fit into a core's cache
 PENALTIES = 1.0, 0.1, 0.01, 1e-3, 1e-4  # per sample, on standardised features
 
 
@@ -64,9 +65,12 @@ def accuracy(outputs, grid, labels, classes):
     if labels.ndim == 1:
         return (100 * (outputs[:, 0].argmax(1) == labels).double().mean()).item()
     maps = outputs.transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
-    said = F.interpolate(maps, labels.shape[-2:], mode='bilinear').argmax(1)  # (B, H, W)
-    valid = (labels >= 0) & (labels < classes)
-    matrix = torch.bincount(labels[valid] * classes + said[valid], minlength=classes**2).view(classes, classes)
+    matrix = torch.zeros(classes + 1, classes, dtype=torch.long, device=labels.device)  # the last row: pixels without a class
+    for own, truth in zip(maps.split(TOGETHER), labels.split(TOGETHER), strict=True):
+        said = F.interpolate(own, truth.shape[-2:], mode='bilinear').argmax(1)  # (TOGETHER, H, W)
+        truth = truth.where((truth >= 0) & (truth < classes), classes)
+        matrix += torch.bincount((truth * classes + said).flatten(), minlength=matrix.numel()).view_as(matrix)
+    matrix = matrix[:classes]
     right = matrix.diag()
     union = matrix.sum(0) + matrix.sum(1) - right
     return (100 * (right / union.clamp_min(1))[union > 0].double().mean()).item()

@@ -20,7 +20,6 @@ DATA = ROOT / 'data'
 MODELS = {'latent': ROOT / 'configs' / 'fashion_dit', 'pixel': ROOT / 'configs' / 'fashion_pixel_dit',
           'flow': ROOT / 'work_dirs' / 'flow_dit'}
 BLOCKS = (2, 4, 5, 6)
-SIDES = {'latent': 64, 'pixel': 32, 'flow': 64}  # of the images that the models were made for
 
 
 @dataclass
@@ -126,7 +125,8 @@ def build(name, images, masks, device):
     """A task by its name, of so many images, or of so many where they have masks; fewer where there are not as many."""
     model, source, degrade = TASKS[name]
     taps = [(block, tap) for block in BLOCKS for tap in TAPS]
-    x, y = scenes(masks) if source is scenes else source(images, SIDES[model])
-    dataset = source.__name__ + ('' if degrade is clean else f', {degrade.__name__}')
     extractor = Extractor.from_pretrained(MODELS[model], taps).eval().to(device)
+    side = extractor.family.config.sample_size * extractor.encoder.stride  # of the images that it was made for
+    x, y = scenes(masks) if source is scenes else source(images, side)
+    dataset = source.__name__ + ('' if degrade is clean else f', {degrade.__name__}')
     return Task(name, model, dataset, extractor, TensorImages(degrade(x), y, 100))

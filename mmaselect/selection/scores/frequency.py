@@ -25,6 +25,11 @@ def frequency(h, w, band, device):
     raise ValueError(f"band={band!r}: choose 'radial' or 'square'")
 
 
+def energy(spectrum):
+    """|F|^2, without the root that ``abs`` takes."""
+    return spectrum.real.square() + spectrum.imag.square()
+
+
 @register('hfr')
 @dataclass(frozen=True)
 class HighFrequencyRatio(Score):
@@ -50,8 +55,8 @@ class HighFrequencyRatio(Score):
         frequency(1, 1, self.band, 'cpu')  # refuses an unknown band here and not in the sweep
 
     def observe(self, maps, labels=None):
-        spectrum = torch.fft.fft2(maps[0].float(), norm='ortho').abs()
-        power = (spectrum if self.magnitude else spectrum.square()).sum(1)  # (B, h, w)
+        spectrum = torch.fft.fft2(maps[0].float(), norm='ortho')
+        power = (spectrum.abs() if self.magnitude else energy(spectrum)).sum(1)  # (B, h, w)
         distance = frequency(*power.shape[-2:], self.band, power.device)
         total = power if self.dc else power * (distance > 0)
         return torch.stack([(power * (distance > self.cutoff)).sum((1, 2)), total.sum((1, 2))], 1)  # (B, 2)
@@ -83,7 +88,7 @@ class CoherentHighFrequencyRatio(Score):
     def observe(self, maps, labels=None):
         first, second = (torch.fft.fft2(m.float(), norm='ortho') for m in maps)
         cross = (first * second.conj()).real.sum(1)  # (B, h, w)
-        power = (first.abs().square() + second.abs().square()).sum((1, 2, 3)) / 2
+        power = (energy(first) + energy(second)).sum((1, 2, 3)) / 2
         high = frequency(*cross.shape[-2:], self.band, cross.device) > self.cutoff
         return torch.stack([(cross * high).sum((1, 2)), power], 1)  # (B, 2)
 
@@ -94,7 +99,7 @@ class CoherentHighFrequencyRatio(Score):
         # Sum over images of Re (F1 - M1)(F2 - M2)* = sum of Re F1 F2* - N Re M1 M2*, and likewise for the power.
         first, second = torch.fft.fft2(total / len(rows), norm='ortho')  # (D, h, w)
         cross = (first * second.conj()).real.sum(0)  # (h, w)
-        power = (first.abs().square() + second.abs().square()).sum() / 2
+        power = (energy(first) + energy(second)).sum() / 2
         high = frequency(*cross.shape, self.band, cross.device) > self.cutoff
         numerator, denominator = rows[:, :1] - (cross * high).sum(), rows[:, 1:] - power
         # What is left of constant features is rounding.
