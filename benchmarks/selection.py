@@ -92,14 +92,17 @@ def measure(task, timesteps, names, passes, seed):
     return {name: found[name] for name in names}
 
 
-def rows_of(task, timesteps, accuracy, exhaustive_seconds, plateau, name, seed, *, values, ceiling, images, forwards, seconds):
+def rows_of(task, timesteps, accuracy, exhaustive_seconds, plateau, together, name, seed, *, values, ceiling, images, forwards,
+            seconds):
     """A row per tap, one for the joint choice, and one for that by what a tap has above its ceiling, if any. ``accuracy`` is that
-    of this seed's probes, (PARTS - 1, T, taps), and the rest is ``measure``'s."""
+    of this seed's probes, (PARTS - 1, T, taps), ``together`` whether a tap's timestep is chosen by the mean score of all, and the
+    rest is ``measure``'s."""
     values, ceiling = torch.tensor(values), None if ceiling is None else torch.tensor(ceiling)
-    common = dict(setting=task.name, model=task.model, dataset=task.dataset, score=name, plateau=plateau, seed=seed,
-                  images=images, forwards=forwards, seconds=round(seconds, 1), exhaustive_seconds=round(exhaustive_seconds, 1))
+    common = dict(setting=task.name, model=task.model, dataset=task.dataset, score=name, plateau=plateau, together=together,
+                  seed=seed, images=images, forwards=forwards, seconds=round(seconds, 1),
+                  exhaustive_seconds=round(exhaustive_seconds, 1))
 
-    def row(block, tap, among, values=values):
+    def row(block, tap, among, values):
         """Of the choice among some of the columns of both tables: the column with the highest score, and there the plateau's."""
         columns = len(among)
         column = int(values[:, among].amax(0).argmax())
@@ -115,8 +118,9 @@ def rows_of(task, timesteps, accuracy, exhaustive_seconds, plateau, name, seed, 
                     spearman=round(spearman(ours.tolist(), theirs.tolist()), 3))
 
     taps = task.extractor.taps
+    mean = values.mean(1, keepdim=True).expand_as(values)
     for k, (block, tap) in enumerate(taps):
-        yield row(block, tap, [k])
+        yield row(block, tap, [k], mean if together else values)
     for kind, own in (('joint', values), ('above random', None if ceiling is None else values - ceiling)):
         if own is not None:
             block, tap = taps[int(own.amax(0).argmax())]
@@ -240,7 +244,7 @@ def rows_of_setting(args, name, found):
         accuracy[:, :, share::SHARES] = torch.tensor(search['accuracy'])
     seconds = sum(search['seconds'] for search in searches.values()) + max(search['encoding'] for search in searches.values())
     return [row for seed in args.seeds for score, own in found['scores', seed].items()
-            for row in rows_of(task, timesteps, accuracy[seed], seconds, args.plateau, score, seed, **own)]
+            for row in rows_of(task, timesteps, accuracy[seed], seconds, args.plateau, args.together, score, seed, **own)]
 
 
 def main():
@@ -252,6 +256,8 @@ def main():
     parser.add_argument('--passes', type=int, default=512, help='forward passes per timestep that a score may take')
     parser.add_argument('--timesteps', type=int, default=20)
     parser.add_argument('--plateau', type=float, default=PLATEAU, help='as of the sweep; 0 takes the best')
+    parser.add_argument('--together', action='store_true',
+                        help="every tap's timestep is chosen by the mean score of all taps, as with score_taps of the neck")
     parser.add_argument('--tasks', nargs='+', choices=tasks.TASKS, default=list(tasks.TASKS), metavar='TASK')
     parser.add_argument('--scores', nargs='+', choices=SCORES, default=list(SCORES), metavar='SCORE')
     parser.add_argument('--seeds', type=int, nargs='+', choices=range(PARTS), default=list(range(PARTS)))

@@ -47,7 +47,7 @@ def default_taps(backbone):
 
 @contextlib.contextmanager
 def choosing_taps(backbone, neck):
-    """The extractor reads all taps that a neck with taps='auto' chooses from; afterwards it has those that it had.
+    """The extractor reads the taps that the neck scores, where these are not its own; afterwards it has those that it had.
 
     Raises:
         ValueError: The DiT is trained: which of its weights are is settled before the tap is chosen.
@@ -58,6 +58,8 @@ def choosing_taps(backbone, neck):
             raise ValueError("taps='auto' needs frozen=True: choose the tap first, with tools/select_timestep.py and frozen=True,"
                              ' and name it in backbone.taps')
         backbone.extractor.set_taps(neck.tap_candidates or default_taps(backbone))
+    elif neck.score_taps:
+        backbone.extractor.set_taps(default_taps(backbone) if neck.score_taps == 'auto' else neck.score_taps)
     try:
         yield
     finally:

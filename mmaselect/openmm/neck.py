@@ -73,6 +73,9 @@ class AutoTimestepNeck(BaseModule):
         taps (str | None): 'auto' chooses the tap together with the timestep, one of all features of four blocks or of
             ``tap_candidates``; the backbone then gives that one. None leaves the taps to the backbone's config.
         tap_candidates (Sequence[tuple[int, str]] | None): What taps='auto' chooses from.
+        score_taps (str | Sequence[tuple[int, str]] | None): Taps whose mean score chooses the timestep, whichever the backbone
+            gives: 'auto' takes all features of four blocks, which lost less than a tap's own score does (benchmarks/README.md),
+            and takes the sweep's memory and time of so many taps. None takes the backbone's own.
         plateau (float): The choice is the middle of the candidates around the best one that lose at most so large a share of what
             lies between the highest and the lowest score; 0 takes the best.
         timesteps (int): How many timesteps to choose, as many as the backbone's ``num_timesteps``: after the first
@@ -95,9 +98,9 @@ class AutoTimestepNeck(BaseModule):
     """
 
     def __init__(self, in_channels, num_taps=1, output='map', scales=(4, 2, 1, 0.5), fusion='concat', pool='mean', num_heads=8,
-                 norm=None, discard_channels=None, taps=None, tap_candidates=None, timesteps=1, gap=100, candidates=20,
-                 score='half_consistency', plateau=PLATEAU, num_images=256, budget=None, controls=('noise', 'random weights'),
-                 image_size=None, forward_batch=64, seed=0, init_cfg=None):
+                 norm=None, discard_channels=None, taps=None, tap_candidates=None, score_taps=None, timesteps=1, gap=100,
+                 candidates=20, score='half_consistency', plateau=PLATEAU, num_images=256, budget=None,
+                 controls=('noise', 'random weights'), image_size=None, forward_batch=64, seed=0, init_cfg=None):
         super().__init__(init_cfg)
         for name, value, allowed in (('output', output, ('pyramid', 'map', 'vector')), ('pool', pool, ('mean', 'attention')),
                                      ('norm', norm, ('layer', 'channel', None)), ('fusion', fusion, FUSIONS)):
@@ -111,6 +114,10 @@ class AutoTimestepNeck(BaseModule):
             raise ValueError(f"taps={taps!r}: 'auto', or None to leave them to the backbone's config")
         if tap_candidates and taps is None:
             raise ValueError("tap_candidates are what taps='auto' chooses from: set it, or leave them out")
+        if score_taps and taps:
+            raise ValueError("taps='auto' scores what it chooses from: leave score_taps out, or name the tap in backbone.taps")
+        if isinstance(score_taps, str) and score_taps != 'auto':
+            raise ValueError(f"score_taps={score_taps!r}: 'auto', a list of (block, name), or None for the backbone's own")
         if taps == 'auto' and num_taps != 1:
             raise ValueError(f"taps='auto' chooses one tap, and the neck is set up for {num_taps}: set num_taps=1")
         check(scores.build(score), taps == 'auto', num_images == 'auto', controls, timesteps, gap, plateau)
@@ -118,7 +125,7 @@ class AutoTimestepNeck(BaseModule):
                            choose_tap=taps == 'auto', grow=num_images == 'auto', budget=budget, controls=tuple(controls),
                            seed=seed, forward_batch=forward_batch)
         self.num_images = MOST_IMAGES if num_images == 'auto' else num_images
-        self.image_size, self.tap_candidates = image_size, tap_candidates
+        self.image_size, self.tap_candidates, self.score_taps = image_size, tap_candidates, score_taps
         self.in_channels, self.num_taps, self.output = in_channels, num_taps, output
         sources = timesteps * num_taps  # timestep by timestep, as the backbone gives them
         discarded = per_tap(discard_channels, num_taps, in_channels)

@@ -77,6 +77,8 @@ def test_other_taps_than_configured_are_named(given):
     (dict(num_images=0), 'num_images=0'),
     (dict(num_images='all'), "num_images='all': the sweep needs at least one, or 'auto'"),
     (dict(taps=[(0, 'hidden')]), "taps=.*: 'auto', or None to leave them"),
+    (dict(taps='auto', score_taps='auto'), "taps='auto' scores what it chooses from: leave score_taps out"),
+    (dict(score_taps='all'), "score_taps='all': 'auto', a list of .block, name., or None"),
     (dict(taps='auto', num_taps=4), "taps='auto' chooses one tap, and the neck is set up for 4: set num_taps=1"),
     (dict(score='best'), "unknown score 'best'"),
     (dict(score=dict(type='ridge', penalty=1)), "score 'ridge'.*penalty"),

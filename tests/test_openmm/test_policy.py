@@ -69,6 +69,17 @@ def test_an_averaged_model_restores_its_tap(data, tmp_path):
     assert runner.model.backbone.extractor.taps == (read(tmp_path).tap,)
 
 
+@pytest.mark.parametrize('frozen', [True, False])
+def test_other_taps_choose_the_timestep_of_the_backbones_own(frozen, data, tmp_path):
+    runner = runs.runner(CLS, data, tmp_path, {'model.neck.score_taps': CHOICES, 'model.backbone.frozen': frozen})
+    taps = runner.model.backbone.extractor.taps
+    runner.train()
+    result = read(tmp_path)
+    assert list(map(list, result.taps)) == CHOICES and result.tap is None
+    assert all(c.score == pytest.approx(sum(c.tap_scores) / 2) for c in result.candidates)
+    assert runner.model.backbone.extractor.taps == taps and runner.model.backbone.chosen == result.timestep
+
+
 def test_a_dit_that_is_trained_must_name_its_tap(data, tmp_path):
     runner = runs.runner(CLS, data, tmp_path, {**AUTO, 'model.backbone.frozen': False})
     with pytest.raises(ValueError, match="taps='auto' needs frozen=True: choose the tap first, with tools/select_timestep"):
@@ -81,6 +92,8 @@ def test_by_default_all_features_of_the_upper_blocks_are_tried(monkeypatch):
     with module.choosing_taps(backbone, AutoTimestepNeck(runs.WIDTH, taps='auto')):
         assert backbone.extractor.taps == tuple((block, name) for block in (1, 2, 3) for name in TAPS)
     assert backbone.extractor.taps == ((0, 'hidden'),)
+    with module.choosing_taps(backbone, AutoTimestepNeck(runs.WIDTH, score_taps='auto')):
+        assert len(backbone.extractor.taps) == 3 * len(TAPS)
     with module.choosing_taps(backbone, AutoTimestepNeck(runs.WIDTH)):
         assert backbone.extractor.taps == ((0, 'hidden'),)
 
