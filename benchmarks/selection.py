@@ -24,6 +24,7 @@ from probes import PARTS, clock, exhaustive
 from record import ROOT
 from tqdm import tqdm
 
+from mmaselect.extract import TAPS
 from mmaselect.selection import Measurement, TensorImages, scores
 from mmaselect.selection.candidates import even, middle
 from mmaselect.selection.sweep import PLATEAU, randomised, weights_hash
@@ -56,17 +57,23 @@ def spearman(a, b):
 def tabled(extractor, group, images, timesteps, seed):
     """For each score of a group its values on all of the images, (T, taps), and its seconds."""
     measurement = Measurement(extractor, group, seed=seed, forward_batch=images.batch_size)
+    values, own = torch.zeros(len(group), len(timesteps), len(extractor.taps)), [0.0] * len(group)
     start = clock()
     measurement.add(images.batches(0, len(images)))
-    measurement.run(timesteps)
     seconds = clock() - start
-    for place, score in enumerate(group):
+    for at, timestep in enumerate(timesteps):
         start = clock()
-        values = torch.zeros(len(timesteps), len(extractor.taps))
-        for t, tap, rows, total in measurement.gathered(place):
-            values[timesteps.index(t), tap] = score.value(rows, total)
-        share = score.views / measurement.per_image  # of the forward passes, where nearly all of the time goes
-        yield score, values, seconds * share + clock() - start
+        measurement.run([timestep])
+        seconds += clock() - start
+        for place, score in enumerate(group):
+            start = clock()
+            for _, tap, rows, total in measurement.gathered(place):
+                values[place, at, tap] = score.value(rows, total)
+            own[place] += clock() - start
+        measurement.forget()  # the rows of all timesteps would take gigabytes
+    for score, table, mine in zip(group, values, own, strict=True):
+        # Its share of the forward passes, where nearly all of the time goes.
+        yield score, table, seconds * score.views / measurement.per_image + mine
 
 
 def measure(task, timesteps, names, passes, seed):
@@ -92,13 +99,13 @@ def measure(task, timesteps, names, passes, seed):
     return {name: found[name] for name in names}
 
 
-def rows_of(task, timesteps, accuracy, exhaustive_seconds, plateau, together, name, seed, *, values, ceiling, images, forwards,
+def rows_of(task, timesteps, accuracy, exhaustive_seconds, plateau, score_taps, name, seed, *, values, ceiling, images, forwards,
             seconds):
     """A row per tap, one for the joint choice, and one for that by what a tap has above its ceiling, if any. ``accuracy`` is that
-    of this seed's probes, (PARTS - 1, T, taps), ``together`` whether a tap's timestep is chosen by the mean score of all, and the
-    rest is ``measure``'s."""
+    of this seed's probes, (PARTS - 1, T, taps), ``score_taps`` the features whose mean score chooses for every tap, if any, and
+    the rest is ``measure``'s."""
     values, ceiling = torch.tensor(values), None if ceiling is None else torch.tensor(ceiling)
-    common = dict(setting=task.name, model=task.model, dataset=task.dataset, score=name, plateau=plateau, together=together,
+    common = dict(setting=task.name, model=task.model, dataset=task.dataset, score=name, plateau=plateau, score_taps=score_taps,
                   seed=seed, images=images, forwards=forwards, seconds=round(seconds, 1),
                   exhaustive_seconds=round(exhaustive_seconds, 1))
 
@@ -118,9 +125,10 @@ def rows_of(task, timesteps, accuracy, exhaustive_seconds, plateau, together, na
                     spearman=round(spearman(ours.tolist(), theirs.tolist()), 3))
 
     taps = task.extractor.taps
-    mean = values.mean(1, keepdim=True).expand_as(values)
+    judges = [k for k, (_, tap) in enumerate(taps) if tap in (score_taps or ())]
+    mean = values[:, judges].mean(1, keepdim=True).expand_as(values)
     for k, (block, tap) in enumerate(taps):
-        yield row(block, tap, [k], mean if together else values)
+        yield row(block, tap, [k], mean if judges else values)
     for kind, own in (('joint', values), ('above random', None if ceiling is None else values - ceiling)):
         if own is not None:
             block, tap = taps[int(own.amax(0).argmax())]
@@ -244,7 +252,7 @@ def rows_of_setting(args, name, found):
         accuracy[:, :, share::SHARES] = torch.tensor(search['accuracy'])
     seconds = sum(search['seconds'] for search in searches.values()) + max(search['encoding'] for search in searches.values())
     return [row for seed in args.seeds for score, own in found['scores', seed].items()
-            for row in rows_of(task, timesteps, accuracy[seed], seconds, args.plateau, args.together, score, seed, **own)]
+            for row in rows_of(task, timesteps, accuracy[seed], seconds, args.plateau, args.score_taps, score, seed, **own)]
 
 
 def main():
@@ -256,8 +264,8 @@ def main():
     parser.add_argument('--passes', type=int, default=512, help='forward passes per timestep that a score may take')
     parser.add_argument('--timesteps', type=int, default=20)
     parser.add_argument('--plateau', type=float, default=PLATEAU, help='as of the sweep; 0 takes the best')
-    parser.add_argument('--together', action='store_true',
-                        help="every tap's timestep is chosen by the mean score of all taps, as with score_taps of the neck")
+    parser.add_argument('--score-taps', nargs='+', choices=TAPS, metavar='TAP',
+                        help='features whose mean score over the blocks chooses for every tap: value is the neck\'s "auto"')
     parser.add_argument('--tasks', nargs='+', choices=tasks.TASKS, default=list(tasks.TASKS), metavar='TASK')
     parser.add_argument('--scores', nargs='+', choices=SCORES, default=list(SCORES), metavar='SCORE')
     parser.add_argument('--seeds', type=int, nargs='+', choices=range(PARTS), default=list(range(PARTS)))

@@ -38,11 +38,11 @@ def images_of(cfg, model, neck, count):
     return SweepImages(cfg, model, count, (size, size) if isinstance(size, int) else size, neck.policy['seed'])
 
 
-def default_taps(backbone):
-    """All taps of four blocks from the middle of the DiT to near its end, where published probes found the best features."""
+def default_taps(backbone, names=tuple(TAPS)):
+    """Taps of four blocks from the middle of the DiT to near its end, where published probes found the best features."""
     depth = backbone.extractor.family.depth
     blocks = sorted({round((depth - 1) * part) for part in (0.4, 0.55, 0.7, 0.85)})
-    return [(block, name) for block in blocks for name in TAPS]
+    return [(block, name) for block in blocks for name in names]
 
 
 @contextlib.contextmanager
@@ -59,7 +59,7 @@ def choosing_taps(backbone, neck):
                              ' and name it in backbone.taps')
         backbone.extractor.set_taps(neck.tap_candidates or default_taps(backbone))
     elif neck.score_taps:
-        backbone.extractor.set_taps(default_taps(backbone) if neck.score_taps == 'auto' else neck.score_taps)
+        backbone.extractor.set_taps(default_taps(backbone, ['value']) if neck.score_taps == 'auto' else neck.score_taps)
     try:
         yield
     finally:

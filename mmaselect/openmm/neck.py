@@ -74,8 +74,8 @@ class AutoTimestepNeck(BaseModule):
             ``tap_candidates``; the backbone then gives that one. None leaves the taps to the backbone's config.
         tap_candidates (Sequence[tuple[int, str]] | None): What taps='auto' chooses from.
         score_taps (str | Sequence[tuple[int, str]] | None): Taps whose mean score chooses the timestep, whichever the backbone
-            gives: 'auto' takes all features of four blocks, which lost less than a tap's own score does (benchmarks/README.md),
-            and takes the sweep's memory and time of so many taps. None takes the backbone's own.
+            gives: 'auto' takes the values of four blocks, by which ``half_consistency`` loses less than by a tap's own score, and
+            ``ridge`` does not (benchmarks/README.md). The sweep runs to the last of them. None takes the backbone's own.
         plateau (float): The choice is the middle of the candidates around the best one that lose at most so large a share of what
             lies between the highest and the lowest score; 0 takes the best.
         timesteps (int): How many timesteps to choose, as many as the backbone's ``num_timesteps``: after the first

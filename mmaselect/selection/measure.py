@@ -103,6 +103,12 @@ class Measurement:
                 self.advance(len(t))
             self.measured[place] = len(self.timesteps)
 
+    def forget(self):
+        """Drops all that was measured; the images stay encoded."""
+        self.timesteps, self.measured = [], [0] * len(self.chunks)
+        self.rows.clear()
+        self.totals.clear()
+
     def _observe(self, timestep, tap, values, labels, origins, width):
         if not values.isfinite().all():
             raise FloatingPointError(f'the feature {self.extractor.taps[tap]} is not finite at t={timestep}: run the DiT and the '

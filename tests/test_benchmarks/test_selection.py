@@ -81,7 +81,7 @@ def test_search_and_choice_find_the_planted_timestep(monkeypatch):
     found = selection.measure(task, list(TIMES), ['half_consistency', 'ridge', 'auto'], 40, 0)
     assert found['auto'] == found['half_consistency']  # measured once
     for name, own in found.items():
-        rows = list(selection.rows_of(task, list(TIMES), accuracy[0], 9.0, 0.0, False, name, 0, **own))
+        rows = list(selection.rows_of(task, list(TIMES), accuracy[0], 9.0, 0.0, None, name, 0, **own))
         labelled = name == 'ridge'
         assert [row['chosen_t'] for row in rows] == [BEST] * (2 if labelled else 3) and rows[0]['regret_points'] == 0
         assert (own['images'], own['forwards']) == ((40, 280) if labelled else (20, 280))
@@ -98,8 +98,8 @@ def test_regret_and_fair_regret_by_hand():
         key: joint[key] for key in joint if key not in ('tap', 'block')}
 
 
-def rows_of(task, timesteps, accuracy, values, ceiling=None, seed=0, plateau=0.0, together=False):
-    return selection.rows_of(task, timesteps, accuracy, 9.0, plateau, together, 'x', seed, values=values, ceiling=ceiling,
+def rows_of(task, timesteps, accuracy, values, ceiling=None, seed=0, plateau=0.0, score_taps=None):
+    return selection.rows_of(task, timesteps, accuracy, 9.0, plateau, score_taps, 'x', seed, values=values, ceiling=ceiling,
                              images=5, forwards=10, seconds=1.0)
 
 
@@ -108,7 +108,7 @@ def test_a_search_done_in_shares_is_the_whole_one(tmp_path, monkeypatch):
     monkeypatch.setattr(selection, 'setting', lambda *_: task)
     monkeypatch.setattr(selection, 'rows_of', lambda task, timesteps, accuracy, *_, **own: [accuracy])
     args = argparse.Namespace(config=None, checkpoint=None, images=48, masks=0, device='cpu', timesteps=7, bf16=False, passes=8,
-                              workers=1, plateau=0.0, together=False, seeds=[0, 2], scores=['ridge'], work_dir=tmp_path)
+                              workers=1, plateau=0.0, score_taps=None, seeds=[0, 2], scores=['ridge'], work_dir=tmp_path)
     parts = [('search', share) for share in range(selection.SHARES)] + [('scores', seed) for seed in args.seeds]
     found = dict(zip(parts, selection.worked(args, [('tiny', *part) for part in parts]), strict=True))
     whole, *_ = probes.exhaustive(task, selection.even(1000, 7))
@@ -143,11 +143,11 @@ def test_the_tables_have_means_over_taps_and_seeds_and_the_worst():
     assert '| best accuracy or mIoU | 60.0 | 60.0 |' in lines
 
 
-def test_taps_choose_their_timestep_together():
+def test_named_taps_choose_the_timestep_of_all():
     accuracy = torch.tensor([[[50.0, 60], [60, 40]]] * 2)  # both parts: two timesteps, two taps
-    rows = list(rows_of(task_of_two_taps(planted_task()), [0, 10], accuracy, [[0.2, 0.9], [0.3, 0.1]], together=True))
+    rows = list(rows_of(task_of_two_taps(planted_task()), [0, 10], accuracy, [[0.2, 0.9], [0.3, 0.1]], score_taps=['hidden']))
     assert [row['chosen_t'] for row in rows] == [0, 0, 0]  # the first tap's own choice is 10
-    assert [row['regret_points'] for row in rows] == [10, 0, 0] and all(row['together'] for row in rows)
+    assert [row['regret_points'] for row in rows] == [10, 0, 0] and all(row['score_taps'] == ['hidden'] for row in rows)
 
 
 def task_of_two_taps(task):
