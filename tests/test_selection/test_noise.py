@@ -8,6 +8,7 @@ from scoring import value
 from mmaselect.extract import seeded_noise
 from mmaselect.extract.draws import draw
 from mmaselect.selection import Measurement, Score, TensorImages, sweep
+from mmaselect.selection.scores import build
 
 
 class Maps(Score):
@@ -63,3 +64,18 @@ def test_what_all_images_share_in_a_view_changes_nothing(score):
     views = [content + 0.5 * seeded_noise(content.shape, k) for k in (1, 2)]
     shifted = [view + 5 * seeded_noise((1, 4, 4, 6), k) for view, k in zip(views, (3, 4), strict=True)]
     assert value(score, *shifted) == pytest.approx(value(score, *views), rel=1e-4)
+
+
+def test_what_was_measured_can_be_forgotten_and_measured_again():
+    measurement = Measurement(tiny.extractor(), [build('hfr'), build('hfr_coherent')])
+    measurement.add(TensorImages(tiny.images(3)).batches(0, 3))
+
+    def measured(*timesteps):
+        measurement.run(timesteps)
+        return [(t, tap, rows.tolist(), None if total is None else total.tolist())
+                for place in (0, 1) for t, tap, rows, total in measurement.gathered(place)]
+    first = measured(5)
+    measurement.forget()
+    assert [t for t, *_ in measured(700)] == [700] * len(first)
+    measurement.forget()
+    assert measured(5) == first
