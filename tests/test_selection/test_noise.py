@@ -70,12 +70,12 @@ def test_what_was_measured_can_be_forgotten_and_measured_again():
     measurement = Measurement(tiny.extractor(), [build('hfr'), build('hfr_coherent')])
     measurement.add(TensorImages(tiny.images(3)).batches(0, 3))
 
-    def measured(*timesteps):
+    def rows_at(*timesteps):
         measurement.run(timesteps)
         return [(t, tap, rows.tolist(), None if total is None else total.tolist())
                 for place in (0, 1) for t, tap, rows, total in measurement.gathered(place)]
-    first = measured(5)
+    first = rows_at(5)
     measurement.forget()
-    assert [t for t, *_ in measured(700)] == [700] * len(first)
+    assert [t for t, *_ in rows_at(700)] == [700] * len(first)
     measurement.forget()
-    assert measured(5) == first
+    assert rows_at(5) == first
