@@ -212,6 +212,10 @@ def work(args, name, kind, which):
     """A part of what a setting takes, kept in a file of the work dir: of its 'search' one of ``SHARES`` of the timesteps, of the
     'scores' those of a seed."""
     task = setting(name, args.images, args.masks, args.device, args.config, args.checkpoint)
+    missing = set(args.score_taps or ()).difference(tap for _, tap in task.extractor.taps)
+    if missing:
+        raise SystemExit(f'{name} reads no {", ".join(sorted(missing))}: name other --score-taps, or add to the neck\'s '
+                         'tap_candidates')
     timesteps, device = even(len(task.extractor.process), args.timesteps), next(task.extractor.parameters()).device.type
     asked = dict(timesteps=timesteps, taps=[list(tap) for tap in task.extractor.taps], count=len(task.images),
                  images=task.images.images.double().sum().item(), labels=task.images.labels.sum().item(),

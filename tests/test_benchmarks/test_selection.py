@@ -150,6 +150,21 @@ def test_named_taps_choose_the_timestep_of_all():
     assert [row['regret_points'] for row in rows] == [10, 0, 0] and all(row['score_taps'] == ['hidden'] for row in rows)
 
 
+def test_taps_that_are_not_named_have_no_say():
+    task = planted_task()
+    task.extractor.taps = ((0, 'query'), (0, 'value'))
+    rows = list(rows_of(task, [0, 10], torch.zeros(2, 2, 2), [[0.2, 0.6], [0.9, 0.5]], score_taps=['value']))
+    assert [row['chosen_t'] for row in rows] == [0, 0, 10]  # the mean of both would choose 10; the last is the joint choice
+
+
+def test_features_to_choose_by_have_to_be_read(monkeypatch):
+    monkeypatch.setattr(selection, 'setting', lambda *_: planted_task())
+    args = argparse.Namespace(config='mine.py', checkpoint=None, images=180, masks=0, device='cpu',
+                              score_taps=['value', 'hidden'])
+    with pytest.raises(SystemExit, match='mine reads no value'):
+        selection.work(args, 'mine', 'search', 0)
+
+
 def task_of_two_taps(task):
     task.extractor.taps = ((0, 'hidden'), (1, 'hidden'))
     return task
