@@ -4,9 +4,10 @@
     python tools/train.py configs/cached/linear_probe_fashion_mnist.py
 
 The timestep is the config's, the checkpoint's, or is chosen first. Written are, for every image and channel of the taps, mean and
-deviation over the map. CachedFeatures makes maps of them from which AutoTimestepNeck(output='vector', pool='mean', norm='channel'
-or None) gets what it would get from the DiT's own, so that any number of heads can be trained in seconds, and their checkpoints
-fit the config with the DiT. RandomFlip is left out; other random augmentation is refused.
+deviation over the map, or over each part of the neck's grid. CachedFeatures makes maps of them from which
+AutoTimestepNeck(output='vector', pool='mean' or 'grid', norm='channel' or None) gets what it would get from the DiT's own: any
+number of heads can be trained in seconds, and their checkpoints fit the config with the DiT. RandomFlip is left out; other random
+augmentation is refused.
 
 A call that was stopped goes on where it was. One process at a time.
 """

@@ -111,8 +111,8 @@ class FlipLatents(RandomFlip):
 
 @TRANSFORMS.register_module()
 class LoadFeatures(_Load):
-    """Loads the cached features of an image, for ``CachedFeatures``: ``img`` (1, 2, maps * D) float32, mean and standard
-    deviation over the cells of the map of each timestep and tap.
+    """Loads the cached features of an image, for ``CachedFeatures``: ``img`` (2, parts, maps * D) float32, mean and standard
+    deviation over the cells of each part of the neck's grid, of the map of each timestep and tap. A mean over all is one part.
 
     Args:
         cache (str): Folder that tools/cache_features.py wrote for this split.
@@ -125,14 +125,15 @@ class LoadFeatures(_Load):
 
     def __init__(self, cache):
         super().__init__(cache)
-        self.cells = int(self.cache.read(0, 'about')[1])
+        self.cells = int(self.cache.read(0, 'about')[1])  # of a part
 
     def transform(self, results):
         cells, = self.about(results)
         if cells != self.cells:
             raise ValueError(f'{self.cache.folder} has features of {self.cells} and of {cells} cells: resize the images to one '
                              'size')
-        results['img'] = self.cache.read(results['sample_idx'], 'moments').T[None].contiguous().numpy()  # (1, 2, maps * D)
+        moments = self.cache.read(results['sample_idx'], 'moments')  # (maps * D, 2 parts)
+        results['img'] = moments.T.unflatten(0, (2, -1)).contiguous().numpy()  # (2, parts, maps * D)
         return results
 
 
@@ -140,9 +141,10 @@ class LoadFeatures(_Load):
 class CachedFeatures(BaseModule):
     """Stands for a frozen DiTBackbone whose features tools/cache_features.py wrote.
 
-    What a BatchNorm and a mean over cells make of a map depends on each channel's mean and standard deviation alone. So maps of
-    as many cells as the DiT's that share both give an AutoTimestepNeck with norm='channel' or None and pool='mean' what it would
-    have got, and a head is trained as through the DiT. The checkpoint fits the config with the DiT.
+    What a BatchNorm and the means over the parts of a grid make of a map depends on each channel's mean and standard deviation in
+    each part alone. So maps of as many cells as the DiT's that share both give an AutoTimestepNeck with norm='channel' or None
+    and pool='mean' or 'grid', of the grid that was cached, what it would have got, and a head is trained as through the DiT.
+    The checkpoint fits the config with the DiT.
 
     Args:
         cache (str): Folder of the caches of all splits.
@@ -166,14 +168,15 @@ class CachedFeatures(BaseModule):
         # A checkpoint tells the choice to the DiTBackbone that it is loaded into later.
         self.register_buffer('timestep', torch.tensor(timesteps if len(timesteps) > 1 else timesteps[0]))
         self.register_buffer('tap', torch.tensor(first['tap']))
+        self.grid = tuple(first.get('grid', (1, 1)))
         cells = int(next(iter(caches.values())).read(0, 'about')[1])
         self.register_buffer('pattern', spread(cells), persistent=False)
 
     def forward(self, moments):
-        """Maps, one per timestep and tap, each (B, D, 1, cells), of means and deviations (B, maps * D, 1, 2)."""
-        mean, deviation = moments.unbind(-1)  # (B, maps * D, 1) each
-        cells = mean + deviation * self.pattern  # (B, maps * D, cells)
-        return cells[:, :, None].chunk(self.num_maps, 1)
+        """Maps, one per timestep and tap, each (B, D, rows, columns * cells), of means and deviations (B, maps * D, 2, parts)."""
+        mean, deviation = moments[..., None].unbind(2)  # (B, maps * D, parts, 1) each
+        cells = mean + deviation * self.pattern  # (B, maps * D, parts, cells)
+        return cells.unflatten(2, self.grid).flatten(3).chunk(self.num_maps, 1)
 
 
 def spread(cells):

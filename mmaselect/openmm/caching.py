@@ -197,7 +197,8 @@ def _shapes(model, split, size, sample):
 
 
 def cache_features(runner, folder, splits, *, batch_size=32):
-    """Writes mean and deviation of the DiT's maps, which is what a linear probe needs, one folder per split.
+    """Writes mean and deviation of the DiT's maps in each part of the neck's grid, which is what a linear probe needs, one folder
+    per split.
 
     Args:
         runner (Runner): Of the config, with the timestep chosen.
@@ -215,20 +216,26 @@ def cache_features(runner, folder, splits, *, batch_size=32):
         raise ValueError("features are the same in every epoch with frozen=True and noise='seeded' or 'none' alone")
     if neck is None or neck.output != 'vector' or any(isinstance(part, PER_CELL) for part in neck.modules()):
         raise ValueError("a cache holds mean and deviation of each channel, and feeds an AutoTimestepNeck with output='vector', "
-                         "pool='mean', norm='channel' or None, and any fusion but 'attention' alone")
-    extractor = backbone.extractor
+                         "pool='mean' or 'grid', norm='channel' or None, and any fusion but 'attention' alone")
+    extractor, (rows, columns) = backbone.extractor, neck.grid
     about = dict(weights=weights_hash(extractor), vae=extractor.encoder.fingerprint(), timesteps=list(backbone.timesteps),
                  tap=backbone.tap.tolist(), taps=[list(tap) for tap in extractor.taps], noise=backbone.noise, seed=backbone.seed,
-                 noise_draws=backbone.noise_draws)
+                 noise_draws=backbone.noise_draws, grid=[rows, columns])
 
     def items(source):
         @torch.no_grad()
         def give(places):
             for numbers, images, _ in source.batches(places):
-                maps = torch.cat([own.flatten(2).float() for own in backbone(images)], 1)  # (B, timesteps * taps * D, cells)
-                moments = torch.stack([maps.mean(2), maps.std(2, correction=0)], 2).cpu()  # (B, timesteps * taps * D, 2)
+                maps = torch.cat([own.float() for own in backbone(images)], 1)  # (B, timesteps * taps * D, h, w)
+                height, width = maps.shape[2:]
+                if height % rows or width % columns:
+                    raise ValueError(f'maps of {height}x{width} cells do not part into a grid of {rows}x{columns} alike, so that '
+                                     'means and deviations cannot stand for them: choose a grid of the neck that divides them')
+                parts = maps.view(*maps.shape[:2], rows, height // rows, columns, width // columns)
+                parts = parts.transpose(3, 4).flatten(4).flatten(2, 3)  # (B, timesteps * taps * D, rows * columns, cells)
+                moments = torch.cat([parts.mean(3), parts.std(3, correction=0)], 2).cpu()
                 for number, values in zip(numbers, moments, strict=True):
-                    yield dict(about=torch.tensor([number, maps.shape[2]]), moments=values)
+                    yield dict(about=torch.tensor([number, parts.shape[3]]), moments=values)
         return give
     _write(runner, folder, splits, batch_size, dict(kind='features', model=about), items, flip=False)
 

@@ -63,7 +63,9 @@ class AutoTimestepNeck(BaseModule):
         fusion (str): How several maps become one: 'concat' (side by side, so that the head sees their channels together),
             'mean', 'weights' (a mean with a trained weight per timestep and tap) or 'attention' (in each cell, a trained
             query attends to them). All but the first keep ``in_channels``, and want a ``norm`` that puts the maps on one scale.
-        pool (str): For a vector: 'mean', or 'attention' with a trained class token.
+        pool (str): For a vector: 'mean' over the map, 'grid' for the means of its parts side by side, which keeps where things
+            are, or 'attention' with a trained class token.
+        grid (int | Sequence[int]): Parts along height and width for pool='grid'. The vector has as many times more channels.
         num_heads (int): Of the attention, in pooling and in fusion.
         norm (str | None): 'layer' (over channels), 'channel' (BatchNorm without trained weights, as linear probes have) or
             None, on each map first.
@@ -97,17 +99,21 @@ class AutoTimestepNeck(BaseModule):
             levels that do not fit.
     """
 
-    def __init__(self, in_channels, num_taps=1, output='map', scales=(4, 2, 1, 0.5), fusion='concat', pool='mean', num_heads=8,
-                 norm=None, discard_channels=None, taps=None, tap_candidates=None, score_taps=None, timesteps=1, gap=100,
-                 candidates=20, score='half_consistency', plateau=PLATEAU, num_images=256, budget=None,
+    def __init__(self, in_channels, num_taps=1, output='map', scales=(4, 2, 1, 0.5), fusion='concat', pool='mean', grid=4,
+                 num_heads=8, norm=None, discard_channels=None, taps=None, tap_candidates=None, score_taps=None, timesteps=1,
+                 gap=100, candidates=20, score='half_consistency', plateau=PLATEAU, num_images=256, budget=None,
                  controls=('noise', 'random weights'), image_size=None, forward_batch=64, seed=0, init_cfg=None):
         super().__init__(init_cfg)
-        for name, value, allowed in (('output', output, ('pyramid', 'map', 'vector')), ('pool', pool, ('mean', 'attention')),
-                                     ('norm', norm, ('layer', 'channel', None)), ('fusion', fusion, FUSIONS)):
+        for name, value, allowed in (('output', output, ('pyramid', 'map', 'vector')),
+                                     ('pool', pool, ('mean', 'grid', 'attention')), ('norm', norm, ('layer', 'channel', None)),
+                                     ('fusion', fusion, FUSIONS)):
             if value not in allowed:
                 raise ValueError(f'{name}={value!r}: choose one of {allowed}')
         if output == 'pyramid' and num_taps not in (1, len(scales)):
             raise ValueError(f'{num_taps} taps cannot feed a pyramid of {len(scales)} levels: give one tap, or one per level')
+        self.grid = tuple(grid) if isinstance(grid, (tuple, list)) else (grid, grid)
+        if len(self.grid) != 2 or not all(isinstance(side, int) and side > 0 for side in self.grid):
+            raise ValueError(f'grid={grid!r}: give the number of parts along each side, such as 4, or (height, width)')
         if num_images != 'auto' and (not isinstance(num_images, int) or num_images < 1):
             raise ValueError(f"num_images={num_images!r}: the sweep needs at least one, or 'auto'")
         if taps not in (None, 'auto'):
@@ -138,7 +144,8 @@ class AutoTimestepNeck(BaseModule):
         if output == 'vector' and pool == 'attention':
             self.pool = AttentionPool(width, num_heads)
         else:
-            self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.grid = self.grid if pool == 'grid' else (1, 1)
+            self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(self.grid), nn.Flatten())  # (B, W, gh, gw) -> (B, W gh gw)
 
     def forward(self, maps):
         """Shapes the features for the head.
@@ -148,11 +155,12 @@ class AutoTimestepNeck(BaseModule):
                 then all of the second.
 
         Returns:
-            tuple[Tensor]: The levels (B, W, scale h, scale w), or one map (B, W, h, w), or one vector (B, W). W is D, and with
-                fusion='concat' D times the number of maps that are fused: timesteps for a pyramid, else timesteps x taps.
+            tuple[Tensor]: The levels (B, W, scale h, scale w), or one map (B, W, h, w), or one vector (B, W), with pool='grid'
+                (B, W * grid squared). W is D, and with fusion='concat' D times the number of maps that are fused: timesteps for a
+                pyramid, else timesteps x taps.
 
         Raises:
-            ValueError: Other maps than the config says.
+            ValueError: Other maps than the config says, or smaller ones than ``grid``.
         """
         found = [m.shape[1] for m in maps]
         if found != [self.in_channels] * len(self.norms):
@@ -168,4 +176,9 @@ class AutoTimestepNeck(BaseModule):
         if self.output == 'pyramid':
             maps = maps * (len(self.levels) // len(maps))
             return tuple(level(m) for level, m in zip(self.levels, maps, strict=True))
-        return (self.pool(maps[0]),) if self.output == 'vector' else (maps[0],)
+        if self.output == 'map':
+            return (maps[0],)
+        if any(side < parts for side, parts in zip(maps[0].shape[-2:], self.grid, strict=True)):
+            raise ValueError(f'a map of {maps[0].shape[-2]}x{maps[0].shape[-1]} cells cannot be pooled to {self.grid[0]}x'
+                             f'{self.grid[1]} parts: lower grid of AutoTimestepNeck, or give larger images')
+        return (self.pool(maps[0]),)

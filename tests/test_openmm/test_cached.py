@@ -234,23 +234,28 @@ def test_what_a_probe_saves_fits_the_config_with_the_dit(probe, data, tmp_path):
     assert all(torch.equal(own[key], theirs[key]) for key in own if key.startswith(('head.', 'neck.')))
 
 
-def write_features(folder, maps, timestep=40):
+def write_features(folder, maps, timestep=40, grid=(1, 1)):
     """A cache of one split as the tool writes it, of maps (N, D, h, w) of one tap."""
-    cells = maps.flatten(2)
-    items = [dict(about=torch.tensor([0, cells.shape[2]]), moments=torch.stack([one.mean(1), one.std(1, correction=0)], 1))
-             for one in cells]
-    write(folder, len(items), dict(kind='features', model=dict(taps=[[0, 'key']], tap=[-1, -1], timesteps=[timestep])),
-          lambda places: [items[place] for place in places])
-    return torch.stack([one['moments'] for one in items])[:, :, None]  # (N, D, 1, 2)
+    rows, columns = grid
+    parts = [part.flatten(2) for row in maps.chunk(rows, 2) for part in row.chunk(columns, 3)]  # each (N, D, cells)
+    moments = torch.stack([part.mean(2) for part in parts] + [part.std(2, correction=0) for part in parts], 2)
+    about = torch.tensor([identity(dict(img_path='a/b.png')), parts[0].shape[2]])
+    model = dict(taps=[[0, 'key']], tap=[-1, -1], timesteps=[timestep], grid=list(grid))
+    write(folder, len(maps), dict(kind='features', model=model),
+          lambda places: [dict(about=about, moments=moments[place]) for place in places])
+    load = LoadFeatures(str(folder))
+    loaded = [load(dict(img_path='a/b.png', sample_idx=place))['img'] for place in range(len(maps))]
+    return torch.from_numpy(np.stack(loaded)).permute(0, 3, 1, 2)  # (N, D, 2, parts)
 
 
-@pytest.mark.parametrize('height, width', [(1, 1), (1, 2), (3, 5), (4, 4)])
+@pytest.mark.parametrize('height, width, grid', [
+    (1, 1, (1, 1)), (1, 2, (1, 1)), (3, 5, (1, 1)), (4, 4, (1, 1)), (4, 4, (2, 2)), (4, 4, (4, 4)), (4, 9, (2, 3))])
 @pytest.mark.parametrize('norm', ['channel', None])
-def test_a_neck_sees_no_difference(norm, height, width, tmp_path):
+def test_a_neck_sees_no_difference(norm, height, width, grid, tmp_path):
     maps = torch.randn(6, 8, height, width, generator=torch.Generator().manual_seed(0)) * 3 + 1
-    moments = write_features(tmp_path / 'train', maps)
+    moments = write_features(tmp_path / 'train', maps, grid=grid)
     backbone = CachedFeatures(str(tmp_path))
-    whole, ours = (AutoTimestepNeck(8, output='vector', norm=norm) for _ in range(2))
+    whole, ours = (AutoTimestepNeck(8, output='vector', norm=norm, pool='grid', grid=grid) for _ in range(2))
     for mode in (True, False):
         torch.testing.assert_close(ours.train(mode)(backbone(moments)), whole.train(mode)((maps,)), rtol=1e-4, atol=1e-5)
     for own, theirs in zip(ours.buffers(), whole.buffers(), strict=True):
@@ -269,12 +274,13 @@ def test_features_of_different_sizes_are_refused(tmp_path):
     write(tmp_path, 2, dict(kind='features'),
           lambda places: [dict(about=torch.tensor([number, 16 + place]), moments=torch.zeros(4, 2)) for place in places])
     load = LoadFeatures(str(tmp_path))
-    assert load(dict(img_path='a/b.png', sample_idx=0))['img'].shape == (1, 2, 4)
+    assert load(dict(img_path='a/b.png', sample_idx=0))['img'].shape == (2, 1, 4)
     with pytest.raises(ValueError, match='features of 16 and of 17 cells'):
         load(dict(img_path='a/b.png', sample_idx=1))
 
 
 @pytest.mark.parametrize('changes, reason', [
+    ({'model__neck__pool': 'grid', 'model__neck__grid': 3}, 'do not part into a grid of 3x3'),
     ({'model__neck__norm': 'layer'}, "norm='channel' or None"), ({'model__neck__pool': 'attention'}, "pool='mean'"),
     ({'model__backbone__noise': 'random'}, 'the same in every epoch'), ({'model__backbone__frozen': False}, 'frozen=True')])
 def test_what_features_cannot_stand_for_is_refused(changes, reason, data, tmp_path, capsys):

@@ -32,6 +32,21 @@ def test_mean_vector():
     torch.testing.assert_close(vector, torch.cat(maps(2), 1).mean((2, 3)))
 
 
+@pytest.mark.parametrize('height, width', [(4, 6), (5, 7)])
+def test_grid_vector_has_the_mean_of_each_part(height, width):
+    feature, = maps(height=height, width=width)
+    vector, = AutoTimestepNeck(16, output='vector', pool='grid', grid=(2, 3))((feature,))
+    assert vector.shape == (2, 16 * 6)
+    if (height, width) == (4, 6):  # by hand, where the parts do not overlap
+        expected = torch.stack([feature[:, :, r:r + 2, c:c + 2].mean((2, 3)) for r in (0, 2) for c in (0, 2, 4)], 2)
+        torch.testing.assert_close(vector, expected.flatten(1))
+
+
+def test_a_map_smaller_than_the_grid_is_refused():
+    with pytest.raises(ValueError, match='a map of 4x6 cells cannot be pooled to 5x5 parts: lower grid'):
+        AutoTimestepNeck(16, output='vector', pool='grid', grid=5)(maps())
+
+
 def test_attention_pooling_is_trained_and_sees_every_cell():
     neck = AutoTimestepNeck(16, output='vector', pool='attention', num_heads=4)
     feature = maps()[0].requires_grad_()
@@ -71,6 +86,8 @@ def test_other_taps_than_configured_are_named(given):
 @pytest.mark.parametrize('options, message', [
     (dict(output='maps'), "output='maps': choose one of"),
     (dict(pool='max'), "pool='max'"),
+    (dict(output='vector', pool='grid', grid=0), 'grid=0: give the number of parts'),
+    (dict(output='vector', pool='grid', grid=(2, 2, 2)), 'grid=.2, 2, 2.'),
     (dict(norm='batch'), "norm='batch'"),
     (dict(output='pyramid', num_taps=2), '2 taps cannot feed a pyramid of 4 levels'),
     (dict(output='pyramid', scales=(8,)), 'scales by 4, 2, 1 or 0.5, not 8'),
