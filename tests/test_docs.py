@@ -108,6 +108,14 @@ def test_python_blocks_run(page, monkeypatch):
                 exec(code, names)
 
 
+def test_files_of_the_architecture_exist():
+    """Its tables and ways name files by their place in the package, or in the repository."""
+    page = (runs.ROOT / 'docs' / 'architecture.md').read_text()
+    named = set(re.findall(r'(?<![\w/.])((?:\w+/)+(?:\w+\.py)?)(?![\w/])', page))
+    assert {'extract/latent.py', 'selection/scores/', 'configs/_base_/datasets/fashion_scenes.py'} <= named
+    assert not [name for name in named if not any((root / name).exists() for root in (runs.ROOT, runs.ROOT / 'mmaselect'))]
+
+
 PAGE = """
     make tets
     python tools/trian.py configs/dit_aselect_cub.py
