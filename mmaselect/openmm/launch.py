@@ -18,6 +18,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
+from .neck import read_levels
 from .safe_load import BrokenCheckpointError, load
 
 TOOLBOXES = ('mmseg', 'mmpretrain')
@@ -106,6 +107,17 @@ def add_forgotten_hook(cfg):
             and not any(type_name(hook).endswith('AutoTimestepHook') for hook in hooks)):
         cfg.custom_hooks = [*hooks, dict(type='mmaselect.AutoTimestepHook')]
         log('the model has an AutoTimestepNeck: custom_hooks gets the mmaselect.AutoTimestepHook that the config lacks')
+
+
+def leave_out_levels(cfg):
+    """Has the neck build the levels that heads read and no others, where the config does not say which.
+
+    Raises:
+        ValueError: A head reads a level that the neck does not build.
+    """
+    read = read_levels(cfg.get('model') or {})
+    if read is not None:
+        cfg.model.neck.setdefault('levels', read)
 
 
 def check_writable(folder, name='the work dir', option='--work-dir'):
@@ -208,10 +220,11 @@ def prepare(cfg):
 
     Raises:
         OSError: The work dir cannot be written.
-        ValueError: As ``join_cpu_processes``.
+        ValueError: As ``leave_out_levels`` and ``join_cpu_processes``.
     """
     check_writable(cfg.work_dir)
     add_forgotten_hook(cfg)
+    leave_out_levels(cfg)
     join_cpu_processes(cfg)
 
 

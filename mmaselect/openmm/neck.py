@@ -1,4 +1,6 @@
 """AutoTimestepNeck: the policy by which the timestep is chosen, and what the head gets of the features."""
+from collections.abc import Mapping, Sequence
+
 import torch
 from mmengine.model import BaseModule
 from torch import nn
@@ -10,6 +12,7 @@ from mmaselect.selection.sweep import PLATEAU, check
 from .fusion import FUSIONS, fuse
 from .norms import normalise, per_tap
 
+SCALES = (4, 2, 1, 0.5)
 MOST_IMAGES = 2048  # of a sweep that takes more images until its choice is stable
 
 
@@ -60,6 +63,9 @@ class AutoTimestepNeck(BaseModule):
             'vector' (the same, pooled, for a classifier).
         scales (Sequence[float]): Of the pyramid's levels against the feature map, each 4, 2, 1 or 0.5. One tap feeds all
             levels; as many taps as levels feed one each, at all timesteps fused.
+        levels (Sequence[int] | None): Indices of the pyramid's levels that are built, and None stands in the place of the others;
+            so heads keep their ``in_index``. By default all. A level that no head reads wastes time, and has weights without a
+            gradient, which DDP refuses. ``read_levels`` finds them; tools/train.py puts them in where a config has none.
         fusion (str): How several maps become one: 'concat' (side by side, so that the head sees their channels together),
             'mean', 'weights' (a mean with a trained weight per timestep and tap) or 'attention' (in each cell, a trained
             query attends to them). All but the first keep ``in_channels``, and want a ``norm`` that puts the maps on one scale.
@@ -99,7 +105,7 @@ class AutoTimestepNeck(BaseModule):
             levels that do not fit.
     """
 
-    def __init__(self, in_channels, num_taps=1, output='map', scales=(4, 2, 1, 0.5), fusion='concat', pool='mean', grid=4,
+    def __init__(self, in_channels, num_taps=1, output='map', scales=SCALES, levels=None, fusion='concat', pool='mean', grid=4,
                  num_heads=8, norm=None, discard_channels=None, taps=None, tap_candidates=None, score_taps=None, timesteps=1,
                  gap=100, candidates=20, score='half_consistency', plateau=PLATEAU, num_images=256, budget=None,
                  controls=('noise', 'random weights'), image_size=None, forward_batch=64, seed=0, init_cfg=None):
@@ -111,6 +117,7 @@ class AutoTimestepNeck(BaseModule):
                 raise ValueError(f'{name}={value!r}: choose one of {allowed}')
         if output == 'pyramid' and num_taps not in (1, len(scales)):
             raise ValueError(f'{num_taps} taps cannot feed a pyramid of {len(scales)} levels: give one tap, or one per level')
+        self.built = _indices(levels, len(scales)) if output == 'pyramid' else (0,)
         self.grid = tuple(grid) if isinstance(grid, (tuple, list)) else (grid, grid)
         if len(self.grid) != 2 or not all(isinstance(side, int) and side > 0 for side in self.grid):
             raise ValueError(f'grid={grid!r}: give the number of parts along each side, such as 4, or (height, width)')
@@ -135,16 +142,20 @@ class AutoTimestepNeck(BaseModule):
         self.in_channels, self.num_taps, self.output = in_channels, num_taps, output
         sources = timesteps * num_taps  # timestep by timestep, as the backbone gives them
         discarded = per_tap(discard_channels, num_taps, in_channels)
-        self.norms = nn.ModuleList([normalise(norm, in_channels, discarded[k % num_taps]) for k in range(sources)])
         self.groups = num_taps if output == 'pyramid' else 1  # what is fused on its own
+        self.norms = nn.ModuleList([normalise(norm, in_channels, discarded[k % num_taps]) for k in range(sources)])
         fused = [fuse(fusion, in_channels, sources // self.groups, num_heads) for _ in range(self.groups)]
         self.fusions, width = nn.ModuleList([module for module, _ in fused]), fused[0][1]
         if output == 'pyramid':
             self.levels = nn.ModuleList([rescale(width, scale) for scale in scales])
+            for k in set(range(len(scales))) - set(self.built):  # identities, so that the others keep their names
+                self.levels[k] = nn.Identity()
+                if self.groups > 1:
+                    self.fusions[k] = nn.Identity()
+        self.grid = self.grid if pool == 'grid' else (1, 1)
         if output == 'vector' and pool == 'attention':
             self.pool = AttentionPool(width, num_heads)
         else:
-            self.grid = self.grid if pool == 'grid' else (1, 1)
             self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(self.grid), nn.Flatten())  # (B, W, gh, gw) -> (B, W gh gw)
 
     def forward(self, maps):
@@ -155,9 +166,9 @@ class AutoTimestepNeck(BaseModule):
                 then all of the second.
 
         Returns:
-            tuple[Tensor]: The levels (B, W, scale h, scale w), or one map (B, W, h, w), or one vector (B, W), with pool='grid'
-                (B, W * grid squared). W is D, and with fusion='concat' D times the number of maps that are fused: timesteps for a
-                pyramid, else timesteps x taps.
+            tuple[Tensor | None]: The levels (B, W, scale h, scale w) with None for those that are not built, or one map
+                (B, W, h, w), or one vector (B, W), with pool='grid' (B, W * grid squared), all contiguous. W is D, and with
+                fusion='concat' D times the number of maps that are fused: timesteps for a pyramid, else timesteps x taps.
 
         Raises:
             ValueError: Other maps than the config says, or smaller ones than ``grid``.
@@ -172,13 +183,56 @@ class AutoTimestepNeck(BaseModule):
             # Grad-CAM asks for gradients at the maps, and a frozen DiT gives maps without.
             maps = [m if m.requires_grad else m.detach().requires_grad_() for m in maps]
         maps = [norm(m) for norm, m in zip(self.norms, maps, strict=True)]
-        maps = [fusion(maps[k::self.groups]) for k, fusion in enumerate(self.fusions)]
+        used = self.built if self.groups > 1 else (0,)
+        fused = {k: self.fusions[k](maps[k::self.groups]) for k in used}
         if self.output == 'pyramid':
-            maps = maps * (len(self.levels) // len(maps))
-            return tuple(level(m) for level, m in zip(self.levels, maps, strict=True))
+            return tuple(level(fused[k % self.groups]).contiguous() if k in self.built else None
+                         for k, level in enumerate(self.levels))
+        joined = fused[0]
         if self.output == 'map':
-            return (maps[0],)
-        if any(side < parts for side, parts in zip(maps[0].shape[-2:], self.grid, strict=True)):
-            raise ValueError(f'a map of {maps[0].shape[-2]}x{maps[0].shape[-1]} cells cannot be pooled to {self.grid[0]}x'
+            return (joined.contiguous(),)
+        if any(side < parts for side, parts in zip(joined.shape[-2:], self.grid, strict=True)):
+            raise ValueError(f'a map of {joined.shape[-2]}x{joined.shape[-1]} cells cannot be pooled to {self.grid[0]}x'
                              f'{self.grid[1]} parts: lower grid of AutoTimestepNeck, or give larger images')
-        return (self.pool(maps[0]),)
+        return (self.pool(joined),)
+
+
+def _indices(levels: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """Indices of levels, in order and from 0; all where there are none."""
+    found = sorted({level % count for level in levels if -count <= level < count}) if levels is not None else range(count)
+    if not found or levels is not None and len(found) != len(levels):
+        raise ValueError(f'levels={levels}: name different ones of the {count} levels that scales has, or None for all')
+    return tuple(found)
+
+
+def read_levels(model: Mapping) -> list[int] | None:
+    """Indices of the levels of an AutoTimestepNeck's pyramid that the heads of a segmentor's config read.
+
+    Args:
+        model (Mapping): The config of an EncoderDecoder or a CascadeEncoderDecoder.
+
+    Returns:
+        list[int] | None: None where all may be read: no head says so by ``in_index``, or another neck stands between.
+
+    Raises:
+        ValueError: A head reads a level that there is not, or that the neck's ``levels`` leaves out.
+    """
+    neck = model.get('neck')
+    if not isinstance(neck, Mapping) or not str(neck.get('type')).endswith('AutoTimestepNeck') or neck.get('output') != 'pyramid':
+        return None
+    scales, read = neck.get('scales', SCALES), set()
+    built = _indices(neck.get('levels'), len(scales))
+    for place in ('decode_head', 'auxiliary_head'):
+        heads = model.get(place) or []
+        for head in heads if isinstance(heads, (list, tuple)) else [heads]:
+            kind, head = head.get('type'), head.get('kernel_generate_head', head)  # noqa: PLW2901, KNet's
+            if 'in_index' not in head and not isinstance(head.get('in_channels'), int):
+                return None  # a head that takes all levels, as mask classifiers do
+            index = head.get('in_index', -1)  # mmseg's default
+            index = list(index) if isinstance(index, (list, tuple)) else [index]
+            for level in index + ([0] if head.get('c1_in_channels') else []):
+                if not -len(scales) <= level < len(scales) or level % len(scales) not in built:
+                    raise ValueError(f'{place} {kind} reads level {level} (in_index), and the neck builds {list(built)} of '
+                                     f'{len(scales)}: set in_index of the head, or levels and scales of AutoTimestepNeck')
+                read.add(level % len(scales))
+    return sorted(read) or None
