@@ -58,7 +58,7 @@ bench: $(INSTALLED)
 bench-selection: export MALLOC_TRIM_THRESHOLD_ := 2000000000
 bench-selection: export MALLOC_MMAP_THRESHOLD_ := 2000000000
 bench-selection: $(INSTALLED) $(SCENES) $(PIXELS) work_dirs/flow_dit/loss.png
-	$(BIN)/python benchmarks/selection.py --workers $(WORKERS) --out benchmarks/results/selection.json
+	$(BIN)/python benchmarks/selection.py --workers $(WORKERS) --out benchmarks/results/selection.csv.gz
 
 compare: $(INSTALLED) $(SCENES) $(MAE)
 	$(BIN)/python tools/compare.py $(COMPARED) --seeds $(SEEDS) --out benchmarks/results/compare.json

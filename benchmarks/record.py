@@ -1,5 +1,8 @@
 """What every result carries: the command, the commit, the machine and the versions that it comes from."""
+import csv
+import gzip
 import hashlib
+import io
 import json
 import os
 import platform
@@ -33,10 +36,40 @@ def machine():
 
 
 def write(path, head, rows):
-    """JSON, a line per row; the file appears only when it is whole."""
-    lines = ',\n'.join(json.dumps(row) for row in rows)
+    """Writes a file that appears only when it is whole: JSON with a line per row, or for many rows a .csv.gz."""
     with atomic(path) as part:
-        part.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
+        if Path(path).suffix == '.gz':
+            with part.open('wb') as file, gzip.GzipFile('', 'wb', fileobj=file, mtime=0) as packed, \
+                    io.TextIOWrapper(packed, newline='') as text:
+                text.write(f'# {json.dumps(head)}\n')
+                table = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator='\n')
+                table.writeheader()
+                table.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+        else:
+            lines = ',\n'.join(json.dumps(row) for row in rows)
+            part.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
+
+
+def read(path):
+    """The head and the rows that ``write`` wrote, with every value's type."""
+    if Path(path).suffix == '.gz':
+        with gzip.open(path, 'rt', newline='') as text:
+            head = json.loads(text.readline().removeprefix('# '))
+            return head, [{key: _value(cell) for key, cell in row.items()} for row in csv.DictReader(text)]
+    head = json.loads(Path(path).read_text())
+    return head, head.pop('rows')
+
+
+def _value(cell):
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
+
+
+def _cell(value):
+    """A value as JSON; a text as it is where it cannot be taken for JSON."""
+    return value if isinstance(value, str) and _value(value) is value else json.dumps(value)
 
 
 def digest(*patterns):

@@ -22,6 +22,8 @@ import tasks
 import torch
 from probes import PARTS, clock, exhaustive
 from record import ROOT
+from scipy.stats import spearmanr
+from tables import report
 from tqdm import tqdm
 
 from mmaselect.extract import TAPS
@@ -44,14 +46,8 @@ SCORES = {
 
 
 def spearman(a, b):
-    """Rank correlation of two lists, equal values sharing their rank; 0 where one of them is constant."""
-    def ranks(values):
-        values = torch.tensor(values, dtype=torch.float64)
-        ranks = ((values[:, None] > values).sum(1) + (values[:, None] >= values).sum(1)).double()
-        return ranks - ranks.mean()
-    a, b = ranks(a), ranks(b)
-    scale = (a.square().sum() * b.square().sum()).sqrt()
-    return (a @ b / scale).item() if scale > 0 else 0.0
+    """Rank correlation of two lists; 0 where one of them is constant."""
+    return float(spearmanr(a, b).statistic) if len(set(a)) > 1 and len(set(b)) > 1 else 0.0
 
 
 def tabled(extractor, group, images, timesteps, seed):
@@ -133,46 +129,6 @@ def rows_of(task, timesteps, accuracy, exhaustive_seconds, plateau, score_taps, 
         if own is not None:
             block, tap = taps[int(own.amax(0).argmax())]
             yield row(None, f'{kind}: {tap} of block {block}', list(range(len(taps))), own)
-
-
-def report(rows):
-    """Tables in Markdown, a column per setting: what the search found and took, and how every score does against it."""
-    settings, names = ([*dict.fromkeys(row[key] for row in rows)] for key in ('setting', 'score'))
-
-    def cells(say, joint=None, scores=names):
-        """What ``say`` makes of the rows of a setting, for each setting and then for all of them."""
-        kept = [row for row in rows if row['score'] in scores
-                and (row['block'] is not None if joint is None else row['tap'].startswith(f'{joint}:'))]
-        parts = [[row for row in kept if row['setting'] == setting] for setting in settings] + [kept]
-        return [say(part) if part else '' for part in parts]
-
-    def table(head, lines):
-        lines = [(head, *settings, 'all'), ('---', ) * (2 + len(settings)), *lines]
-        return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-
-    def mean(key, digits=2):
-        return lambda own: f'{sum(row[key] for row in own) / len(own):.{digits}f}'
-
-    def worst(key):
-        return lambda own: f'{mean(key)(own)} ({max(row[key] for row in own):.1f})'
-
-    def span(key):
-        return lambda own: f'{min(row[key] for row in own)} to {max(row[key] for row in own)}'
-
-    def by_score(say, joint=None):
-        lines = [(f'`{name}`', *cells(say, joint, [name])) for name in names]
-        return [line for line in lines if any(line[1:])]
-    found = [('best accuracy or mIoU', *cells(lambda own: f'{max(row["oracle"] for row in own):.1f}')),
-             ('oracle timesteps', *cells(span('oracle_t'))), ('seconds of the search', *cells(mean('exhaustive_seconds', 0)))]
-    return '\n\n'.join([
-        table('exhaustive search', found),
-        table('regret in points: mean over taps and seeds (worst)', by_score(worst('regret_points'))),
-        table('fair regret', by_score(worst('fair_regret_points'))),
-        table('regret of tap and timestep chosen together', by_score(worst('regret_points'), 'joint')),
-        table('the same, above random weights', by_score(worst('regret_points'), 'above random')),
-        table('rank correlation', by_score(mean('spearman'))),
-        table('timesteps chosen', by_score(span('chosen_t'))),
-        table('seconds', by_score(mean('seconds', 0)))])
 
 
 def from_config(path, checkpoint, count):
@@ -278,7 +234,8 @@ def main():
     parser.add_argument('--workers', type=int, default=1, help='processes of one thread each; a config of your own takes one')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'selection',
                         help='where what was found is kept: a run that was interrupted goes on from there')
-    parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'selection.json')
+    parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'selection.csv.gz',
+                        help='a .csv.gz or .json file; tables.py makes the tables anew from it')
     args = parser.parse_args()
     if args.config and args.workers > 1:
         parser.error('a config of your own takes one worker')

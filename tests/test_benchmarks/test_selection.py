@@ -13,6 +13,7 @@ sys.path.insert(0, str(runs.ROOT / 'benchmarks'))
 import probes
 import record
 import selection
+import tables
 from tasks import Task
 
 from mmaselect.extract import seeded_noise
@@ -131,12 +132,39 @@ def test_what_was_found_is_kept_while_the_same_is_asked(tmp_path):
     assert [found(1, 'a'), found(1, 'b'), found(2, 'c'), found(2, 'd')] == ['a', 'a', 'c', 'c']
 
 
+@pytest.mark.parametrize('name', ['rows.csv.gz', 'rows.json'])
+def test_rows_are_read_as_they_were_written(tmp_path, name):
+    head = dict(command='python "x", y', cores=2)
+    rows = [dict(setting='50', score='ridge, 0.1', block=None, taps=['value', 'key'], seed=1, regret=0.25, worst=float('inf')),
+            dict(setting='null', score='a "b"\n', block=3, taps=None, seed=0, regret=1.0, worst=-1.5)]
+    record.write(tmp_path / name, head, rows)
+    assert record.read(tmp_path / name) == (head, rows)
+    assert [[type(value) for value in row.values()] for row in record.read(tmp_path / name)[1]] == [
+        [type(value) for value in row.values()] for row in rows]
+
+
+def test_tables_of_the_repository(capsys):
+    """The program reads the shipped rows; its figures are those of benchmarks/README.md."""
+    tables.main(['--scores', 'half_consistency', 'ridge'])
+    printed = capsys.readouterr().out
+    page = (runs.ROOT / 'benchmarks' / 'README.md').read_text()
+    row = next(line for line in page.splitlines() if line.startswith('| `half_consistency` |'))
+    assert row in printed.splitlines()
+    with pytest.raises(SystemExit):
+        tables.main(['--scores', 'nothing'])
+
+
+def test_rank_correlation_by_hand():
+    assert selection.spearman([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx(1 - 6 * 2 / (4 * 15))
+    assert selection.spearman([1, 1, 2], [5, 5, 9]) == pytest.approx(1) and selection.spearman([1, 1], [2, 3]) == 0
+
+
 def test_the_tables_have_means_over_taps_and_seeds_and_the_worst():
     task = planted_task()
     accuracy = torch.tensor([[[50.0, 60], [60, 40]]] * 2)  # both parts: two timesteps, two taps
     rows = [row for seed, best in ((0, [1, 1]), (1, [0, 1]))
             for row in rows_of(task_of_two_taps(task), [0, 10], accuracy, [[1.0 - best[0], 1.0 - best[1]], best], seed=seed)]
-    lines = selection.report(rows).split('\n')
+    lines = tables.report(rows).split('\n')
     # Regrets: 0 and 20 with the first seed, 10 and 20 with the second.
     assert '| `x` | 12.50 (20.0) | 12.50 (20.0) |' in lines
     assert '| oracle timesteps | 0 to 10 | 0 to 10 |' in lines
@@ -179,6 +207,6 @@ def test_the_joint_choice_above_random_weights_leaves_out_what_a_tap_always_has(
     assert [row['chosen'] for row in rows[2:]] == [50, 70]
     task.name = 'masks'  # where 'auto' has labels, and nothing to be above
     rows += rows_of(task, [0, 10], accuracy, values)
-    lines = selection.report(rows).split('\n')
+    lines = tables.report(rows).split('\n')
     assert lines.count('| `x` | 20.00 (20.0) | 20.00 (20.0) | 20.00 (20.0) |') == 1
     assert lines.count('| `x` | 0.00 (0.0) |  | 0.00 (0.0) |') == 1
