@@ -13,8 +13,8 @@ from torch import nn
 
 from mmaselect.files import atomic
 
-from .extractor import walk
 from .families.dit import positions
+from .families.folded_dit import walk
 from .fold import fold
 from .noise import seeded_noise
 

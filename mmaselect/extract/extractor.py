@@ -4,7 +4,6 @@ import functools
 import torch
 from packaging.version import Version
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from . import loading
 from .draws import average, draw
@@ -13,18 +12,6 @@ from .fold import fold
 from .latent import LatentEncoder
 from .noise import NoiseProcess
 from .taps import resolve
-
-
-def walk(family, state, condition, taps, checkpointing=False):
-    """Runs the blocks up to the last tap, and of that one what it needs: per tap tokens (B, N, D)."""
-    last, features = taps[-1][0], []
-    run = functools.partial(checkpoint, family.block, use_reentrant=False) if checkpointing else family.block
-    for index in range(last + 1):
-        wanted = [name for block, name in taps if block == index]
-        need = set(wanted) if index == last else {*wanted, 'hidden'}
-        found, state = run(index, state, condition, need)
-        features += [found[name] for name in wanted]
-    return features
 
 
 class Extractor(nn.Module):
@@ -46,14 +33,13 @@ class Extractor(nn.Module):
         super().__init__()
         self.family = family_of(parts.transformer, parts.null)
         if pos_scale is not None:
-            choices = getattr(self.family, 'pos_scales', ())
-            if pos_scale not in choices:
-                raise ValueError(f'pos_scale of {type(parts.transformer).__name__} is None or one of {choices}, not '
-                                 f'{pos_scale!r}')
+            if pos_scale not in self.family.pos_scales:
+                raise ValueError(f'pos_scale of {type(parts.transformer).__name__} is None or one of {self.family.pos_scales}, '
+                                 f'not {pos_scale!r}')
             self.family.pos_scale = pos_scale
         self.encoder = LatentEncoder(parts.vae, patch_size=self.family.patch_size, channels=self.family.in_channels, **encoder)
         self.process: NoiseProcess = parts.process
-        self._walk = walk
+        self._compiled = None  # compiles a function, the same one once
         self.checkpointing = False  # whether a backward pass computes the blocks anew instead of remembering their inside
         self.set_taps(taps)
 
@@ -74,14 +60,13 @@ class Extractor(nn.Module):
             ValueError: The model has no such taps, or they were folded away.
         """
         taps = resolve(taps, self.family.depth)
-        if self.timesteps is not None:
-            self.family.check(taps)
+        self.family.check(taps)
         self.taps = taps
 
     @property
     def timesteps(self):
         """Those that the transformer is folded at, or None where it is not and all are possible."""
-        return getattr(self.family, 'timesteps', None)
+        return self.family.timesteps
 
     def fold(self, timesteps, *, into='norm'):
         """Replaces the transformer by the ViT that it is at these timesteps, for the taps of now; see ``fold.fold``.
@@ -96,15 +81,16 @@ class Extractor(nn.Module):
     def compile(self, **options):
         """Compiles the blocks by ``torch.compile`` with these options; nn.Module's own method would take in the VAE too.
 
-        Names of parameters stay as they are, and copies of the extractor share what was compiled.
+        A folded DiT's blocks are compiled together. Of another transformer each kind of block is compiled once, and blocks that
+        have other taps than 'hidden' are not. Names of parameters stay as they are, and copies share what was compiled.
 
         Raises:
-            RuntimeError: PyTorch is older than 2.4. The compiler of 2.1 cannot follow sets, and would compile pieces of a block.
+            RuntimeError: PyTorch is older than 2.5: its compiler makes a graph for each block, and gives up after eight.
         """
-        if Version(torch.__version__) < Version('2.4'):
-            raise RuntimeError(f'compiling the blocks needs PyTorch 2.4 or newer, and this is {torch.__version__}: leave compile '
+        if Version(torch.__version__) < Version('2.5'):
+            raise RuntimeError(f'compiling the blocks needs PyTorch 2.5 or newer, and this is {torch.__version__}: leave compile '
                                'at False')
-        self._walk = torch.compile(walk, **options)
+        self._compiled = functools.lru_cache(functools.partial(torch.compile, **options))
 
     def _checked(self, t):
         """Timesteps as a tensor (T,) of integers on the CPU."""
@@ -116,7 +102,7 @@ class Extractor(nn.Module):
     @property
     def channels(self):
         """Channels of each tap, in their order."""
-        return [self.family.width] * len(self.taps)
+        return [self.family.channels(tap) for tap in self.taps]
 
     @property
     def token_stride(self):
@@ -188,20 +174,18 @@ class Extractor(nn.Module):
         """
         t = self._checked(t)  # (1,) or (B,)
         noisy = self.process.add(latent, t, noise)
-        state = self.family.embed(noisy.to(next(self.family.parameters()).dtype))
-        condition = self._condition(t, self.taps[-1][0] + 1, latent.device)
         grid = [side // self.family.patch_size for side in latent.shape[-2:]]
-        checkpointing = self.checkpointing and torch.is_grad_enabled()
-        tokens = self._walk(self.family, state, condition, self.taps, checkpointing)  # per tap (B, N, D)
+        tokens = self.family.read(noisy, self._time(t), self.taps, compiled=self._compiled,
+                                  checkpointing=self.checkpointing and torch.is_grad_enabled())  # per tap (B, N, D)
         return tuple(one.transpose(1, 2).unflatten(2, grid) for one in tokens)  # (B, D, h, w)
 
-    def _condition(self, t, blocks, device):
-        """What the first blocks need to know of the timesteps (1,) or (B,)."""
+    def _time(self, t):
+        """What the family is told of the timesteps (1,) or (B,): the network's times, or their places among those of the fold."""
         if self.timesteps is None:
-            return self.family.condition(self.process.model_time[t].to(device, torch.float32), blocks)
+            return self.process.model_time[t].float()
         missing = set(t.tolist()) - set(self.timesteps)
         if missing:
             folded, others = (', '.join(map(str, ts)) for ts in (self.timesteps, sorted(missing)))
             raise ValueError(f'this transformer is folded at t={folded} and cannot run at t={others}: fold it at all timesteps '
                              'that are wanted, or load it anew')
-        return self.family.condition([self.timesteps.index(k) for k in t.tolist()], blocks)
+        return [self.timesteps.index(k) for k in t.tolist()]

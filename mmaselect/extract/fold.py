@@ -4,6 +4,7 @@ then constants, that is an affine LayerNorm and a LayerScale (Touvron et al. 202
 ``fold`` evaluates them once and leaves out what computed them, and all that no tap depends on.
 """
 import torch
+import torch.nn.functional as F
 from diffusers import DiTTransformer2DModel
 
 from .families.dit import DiT
@@ -40,11 +41,13 @@ def fold(family, process, timesteps, taps, *, into='norm'):
         raise ValueError(f'{type(family).__name__} cannot be folded: run it unfolded')
     folded = blank(family.config, timesteps, taps, into=into, pos_scale=family.pos_scale)
     model = family.model
-    times = process.model_time[list(timesteps)].to(next(family.parameters()).device, torch.float32)  # (T,)
+    times = process.model_time[list(timesteps)].to(model.device, torch.float32)  # (T,)
+    labels = torch.full_like(times, family.config.num_embeds_ada_norm, dtype=torch.long)  # the null class
     state = {'patch.weight': model.pos_embed.proj.weight, 'patch.bias': model.pos_embed.proj.bias}
-    conditions = family.condition(times, folded.last + 1)
     for index, block in enumerate(folded.blocks):
-        constants = [value[:, 0].expand(len(times), -1) for value in conditions[index]]  # six (T, D)
+        norm = model.transformer_blocks[index].norm1
+        embedding = norm.emb(times, labels, hidden_dtype=norm.linear.weight.dtype)  # (T, D)
+        constants = norm.linear(F.silu(embedding)).chunk(6, dim=1)  # six (T, D)
         layers = _layers(model.transformer_blocks[index], block.rows)
         part = _into_linear(layers, constants, block.rows) if into == 'linear' else {**_into_norm(constants), **layers}
         state.update({f'blocks.{index}.{name}': value for name, value in part.items()})

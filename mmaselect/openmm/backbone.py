@@ -55,7 +55,7 @@ class DiTBackbone(BaseModule):
             compute the rest anew: the same gradients, less memory, about a third more time.
         fold (bool): Whether to fold it at the choice. False keeps it whole, with its embedders and its modulation, which are
             then trained too; other families than DiT, and a DiT with adapters, are whole in any case.
-        compile (bool | dict): Whether ``torch.compile`` compiles the blocks, or its options; torch 2.4 and newer.
+        compile (bool | dict): Whether ``torch.compile`` compiles the blocks, or its options; torch 2.5 and newer.
         latents (str | None): Folder that tools/cache_latents.py wrote: what comes in is then not images but their latents,
             which ``LoadLatents`` gives, and the VAE does not run.
         vae_dtype (str | None): 'float32' or 'bfloat16', in which the VAE computes; None leaves it as it was loaded.

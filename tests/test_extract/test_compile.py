@@ -66,5 +66,5 @@ def test_sizes_compile_at_most_twice_and_copies_share():
 
 def test_an_old_torch_is_refused(monkeypatch):
     monkeypatch.setattr(torch, '__version__', '2.1.2')
-    with pytest.raises(RuntimeError, match='needs PyTorch 2.4 or newer, and this is 2.1.2'):
+    with pytest.raises(RuntimeError, match='needs PyTorch 2.5 or newer, and this is 2.1.2'):
         tiny.extractor().compile()

@@ -27,9 +27,7 @@ def converted(state, heads=2, process='dit', dtype=torch.float32):
 
 
 def predict(extractor, latent, t, noise):
-    hidden, = extractor.features(latent, t, noise)
-    time = extractor.process.model_time[t].float()
-    return extractor.family.output(hidden.flatten(2).transpose(1, 2), time, hidden.shape[-2:])
+    return extractor.family.predict(extractor.process.add(latent, t, noise), extractor.process.model_time[t])
 
 
 @pytest.mark.parametrize('options, heads', [

@@ -5,6 +5,7 @@ import tiny
 import torch
 
 from mmaselect.extract import TAPS, Extractor
+from mmaselect.extract.families.dit import positions
 from mmaselect.extract.noise import seeded_noise
 
 T = torch.tensor([3, 500])
@@ -40,9 +41,14 @@ def test_last_block_and_output_layer_equal_diffusers(arch):
     extractor = tiny.extractor(arch=arch, dtype=torch.float64)
     latent, noise = latents(extractor)
     hidden, = extractor.features(latent, T, noise)
-    ours = extractor.family.output(hidden.flatten(2).transpose(1, 2), T, hidden.shape[-2:])
     reference, _ = diffusers_forward(extractor, latent, T, noise)
+    ours = extractor.family.predict(extractor.process.add(latent, T, noise), T)
     torch.testing.assert_close(ours, reference, rtol=0, atol=1e-10)
+    tokens = hidden.flatten(2).transpose(1, 2)  # (B, N, D), put in place of what the last block gives
+    handle = extractor.family.model.transformer_blocks[-1].register_forward_hook(lambda *_: tokens)
+    through, _ = diffusers_forward(extractor, latent, T, noise)
+    handle.remove()
+    torch.testing.assert_close(through, reference, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize('name', TAPS)
@@ -100,9 +106,10 @@ def test_rows_are_rows():
     """Height and width are not swapped: a transposed image gives another map than a transposed map."""
     extractor = tiny.extractor(dtype=torch.float64)
     image = tiny.images(1, 8, 24, dtype=torch.float64)
-    tokens = extractor.family.embed(extractor.encoder(image))  # (1, 12, D)
-    one = extractor.family.model.pos_embed.proj(extractor.encoder(image)).flatten(2).transpose(1, 2)
-    places = (tokens - one)[0].unflatten(0, (2, 6))  # (2, 6, D): half of D encodes x, half y
+    places = positions(16, (2, 6), 4, 'interpolate', 'cpu', torch.float64)[0].unflatten(0, (2, 6))  # half of D encodes x, half y
+    embed, = extractor.family.overrides().values()
+    patches = extractor.family.model.pos_embed.proj(extractor.encoder(image)).flatten(2).transpose(1, 2)  # (1, 12, D)
+    torch.testing.assert_close(embed(extractor.encoder(image)) - patches, places.flatten(0, 1)[None])
     half = places.shape[-1] // 2
     assert torch.allclose(places[0, :, :half], places[1, :, :half])  # diffusers puts x first
     assert torch.allclose(places[:, 0, half:], places[:, 5, half:])

@@ -82,7 +82,7 @@ def test_all_taps_and_the_output_equal_diffusers(name):
     assert seen.keys() == set(taps)
     for tap, feature in zip(taps, maps, strict=True):
         torch.testing.assert_close(feature.flatten(2).transpose(1, 2), seen[tap], rtol=0, atol=1e-10)
-    ours = made.family.output(maps[-1].flatten(2).transpose(1, 2), made.process.model_time[T].float(), maps[-1].shape[-2:])
+    ours = made.family.predict(made.process.add(latent, T, noise), made.process.model_time[T])
     torch.testing.assert_close(ours, reference, rtol=0, atol=1e-10)
 
 
@@ -134,18 +134,6 @@ def test_a_batch_changes_nothing(name):
 
 
 @every_arch
-def test_the_condition_depends_on_the_time_alone(name):
-    """So that it can be kept: with one time for all, whatever the batch and the size."""
-    made = extractor(name, [(2, 'mlp'), (3, 'hidden')])
-    latent, noise = latents(made, 12, 24)
-    expected = made.features(latent, 40, noise)
-    kept = made.family.condition(made.process.model_time[[40]].float(), 4)
-    made.family.condition = lambda time, blocks: kept
-    for ours, theirs in zip(made.features(latent, 40, noise), expected, strict=True):
-        assert torch.equal(ours, theirs)
-
-
-@every_arch
 def test_half_precision_runs(name):
     made = extractor(name, dtype=torch.bfloat16)
     feature, = made(tiny.images(dtype=torch.bfloat16), 7)
@@ -170,8 +158,10 @@ def test_the_null_prompt_is_in_the_checkpoint_and_not_trained():
 
 def test_sd3_positions_are_cut_from_the_middle_of_its_table():
     made = extractor('sd3')
-    latent = torch.zeros(1, 4, 4, 20, dtype=torch.float64)
-    places = (made.family.embed(latent)[0] - made.family.model.pos_embed.proj.bias)[0].unflatten(0, (2, 10))
+    seen = []
+    made.family.model.pos_embed.register_forward_hook(lambda module, args, output: seen.append(output))
+    made.features(torch.zeros(1, 4, 4, 20, dtype=torch.float64), 7, None)
+    places = (seen[0] - made.family.model.pos_embed.proj.bias)[0].unflatten(0, (2, 10))
     table = made.family.model.pos_embed.pos_embed[0].unflatten(0, (12, 12))
     torch.testing.assert_close(places, table[5:7, 1:11])
 
@@ -253,10 +243,9 @@ def test_real_architectures(name):
     assert keys.items() <= shapes.items()
     family = family_of(transformer, null_prompt.seeded(transformer))
     assert (family.depth, family.width, family.patch_size, family.in_channels) == (depth, width, 2, config['in_channels'])
-    # 512 x 1024 pixels, through the first block and the last.
-    state = family.embed(torch.empty(2, family.in_channels, 64, 128, device='meta'))
-    condition = family.condition(torch.zeros(2, device='meta'), depth)
-    for index in (0, depth - 1):
-        taps, state = family.block(index, state, condition, set(TAPS))
-        assert {tap: tuple(value.shape) for tap, value in taps.items()} == dict.fromkeys(TAPS, (2, 32 * 64, width))
-    assert family.output(taps['hidden'], torch.zeros(2, device='meta'), (32, 64)).shape[-2:] == (64, 128)
+    # 512 x 1024 pixels, to all taps of the first block and the last.
+    taps = [(index, tap) for index in (0, depth - 1) for tap in TAPS]
+    family.check(taps)
+    noisy, time = torch.empty(2, family.in_channels, 64, 128, device='meta'), torch.zeros(2, device='meta')
+    assert [tuple(value.shape) for value in family.read(noisy, time, taps)] == [(2, 32 * 64, width)] * len(taps)
+    assert family.predict(noisy, time).shape[-2:] == (64, 128)

@@ -31,9 +31,7 @@ def check(folder, state, t, signal, sigma, model_time):
     """The folder's prediction at t against a forward pass written from the paper."""
     extractor = Extractor.from_pretrained(folder).eval()
     latent, noise = seeded_noise((1, 4, 8, 8), 1), seeded_noise((1, 4, 8, 8), 2)
-    hidden, = extractor.features(latent, t, noise)
-    time = extractor.process.model_time[[t]].float()
-    ours = extractor.family.output(hidden.flatten(2).transpose(1, 2), time, (4, 4))
+    ours = extractor.family.predict(extractor.process.add(latent, torch.tensor([t]), noise), extractor.process.model_time[[t]])
     expected = meta_dit.forward(state, signal * latent + sigma * noise, torch.tensor([model_time]), 2)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
     return extractor

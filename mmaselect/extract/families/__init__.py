@@ -1,28 +1,29 @@
 """One file per family of diffusion transformers, and the table that finds it by diffusers' class name.
 
-To add a family, add a file: all modules of this folder are imported, and a subclass of ``Family`` registers itself. It wraps
-diffusers' own model and has
+To add a family, add a file: all modules of this folder are imported, and a subclass of ``Family`` registers itself. diffusers'
+own forward is run and read (``extract.reader``), so that the file says only what differs between the models:
 
-- ``depth``, ``width``, ``patch_size``, ``in_channels``: blocks, channels of a token, latent pixels, latent channels. ``Family``
-  reads them off the model;
+- ``class Flux(Family, wraps='FluxTransformer2DModel')``: the class of diffusers;
+- ``kinds``: the lists of blocks in the order in which they run, and where the taps and the image's tokens are in each kind of
+  block; see ``reader.Blocks`` and ``reader.names``;
+- ``inputs(noisy, time)``: the arguments of the model's forward. ``noisy`` is (B, C, H, W), latents as the VAE adapter gives them
+  with noise; ``time`` is (B,), float32, the scheduler's own timestep as the pipeline holds it, to be treated as the pipeline
+  does (FLUX divides it by 1000); the null condition is in the buffers ``self.null_<name>``;
+- ``unpack(output, size)``: what the forward returns -> (B, C, H, W), where it is something else; for ``predict``, by which
+  parity is checked;
+- ``depth``, ``width``, ``patch_size`` (latent pixels per token) and ``in_channels`` (of the latents), where ``Family`` does not
+  find them in the model: set them in ``__init__``, behind super's;
+- ``overrides()``: functions to be called in place of some modules' forward, such as positions of grids that diffusers lacks;
 - ``pos_scales``, where there is a choice of positions on other grids than the training's: its names, of which the attribute
-  ``pos_scale`` holds one;
-- ``embed(latent)``: (B, C, H, W) -> the state that the blocks pass on: for DiT the tokens (B, N, D), for SD3 those of the image
-  and of the text;
-- ``condition(time, blocks)``: a list with what each of the first ``blocks`` blocks needs to know of the model's times (B,) and
-  of the null condition. It depends on nothing else, so that it can be kept while these stay the same;
-- ``block(index, state, condition, need)``: one block -> (taps, state). ``need`` is the set of tap names that must be
-  computed; taps is a dict of (B, N, D) that holds at least these, and state is None where 'hidden' is not needed;
-- ``output(hidden, time, grid)``: the network's own prediction, (B, C_out, H, W), from the last block's 'hidden', used to check
-  parity.
+  ``pos_scale`` holds one.
 
 A family that is conditioned on text has a null condition too, the empty prompt: see ``null_prompt``. It adds
 
 - ``null_shapes(config, tokens)``: the tensors of the null condition by name, and their shapes for a prompt of ``tokens``;
 - ``null_tokens``: how many tokens the empty prompt has;
-- ``encode_null(pipeline, device)``: these tensors, made by diffusers' pipeline. The family finds them in ``self.null_<name>``.
+- ``encode_null(pipeline, device)``: these tensors, made by diffusers' pipeline.
 
-``folded_dit.FoldedDiT`` is a family too, but for a fixed set of ``timesteps``: its ``condition`` takes their places in that set.
+``folded_dit.FoldedDiT`` is a family too, but for a fixed set of ``timesteps``, and walks its blocks itself.
 """
 import importlib
 import pkgutil

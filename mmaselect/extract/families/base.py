@@ -1,58 +1,98 @@
-"""What the families share: how they register, the sizes of a model, the buffers of its null condition, and attention."""
-import torch.nn.functional as F
+"""What the families share: how they register, the sizes of a model, the buffers of its null condition, and reading it."""
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
 from torch import nn
+
+from .. import reader
 
 
 class Family(nn.Module):
-    """A diffusion transformer, one block at a time. See the package's docstring for the interface.
-
-    A subclass registers itself by naming diffusers' class: ``class DiT(Family, wraps='DiTTransformer2DModel')``.
+    """A diffusion transformer of diffusers, whose own forward is read. See the package's docstring for what a subclass says.
 
     Args:
         model (diffusers.ModelMixin): The transformer.
         null (dict[str, Tensor] | None): The null condition. It becomes the buffers ``null_<name>``, so that checkpoints carry it.
     """
-    known = {}
+    known: dict[str, type['Family']] = {}
+    kinds: tuple[reader.Blocks, ...] = (reader.Blocks('transformer_blocks'),)
+    pos_scales: tuple[str, ...] = ()
     null_tokens = 0
+    timesteps = None  # all are possible
 
-    def __init_subclass__(cls, wraps, **kwargs):
+    def __init_subclass__(cls, wraps: str, **kwargs):
         super().__init_subclass__(**kwargs)
         Family.known[wraps] = cls
 
-    def __init__(self, model, null=None):
+    def __init__(self, model: nn.Module, null: Mapping[str, torch.Tensor] | None = None):
         super().__init__()
         self.model, self.config = model, model.config
-        self.depth = len(model.transformer_blocks)
-        self.width = model.inner_dim
-        self.patch_size = self.config.patch_size
+        self.depth = len(self.places())
+        self.width = getattr(model, 'inner_dim', None)
+        self.patch_size = self.config.get('patch_size')
         self.in_channels = self.config.in_channels
-        self.heads = self.config.num_attention_heads
+        self.lock = reader.Lock()
         for name, value in (null or {}).items():
-            self.register_buffer(f'null_{name}', value.to(model.device, model.dtype))
+            self.register_buffer(f'null_{name}', value.to(model.device, model.dtype if value.is_floating_point() else None))
 
     @staticmethod
-    def null_shapes(config, tokens):
+    def null_shapes(config, tokens: int) -> dict[str, tuple[int, ...]]:
         return {}
 
-    def split(self, x):
-        """(B, N, D) -> (B, heads, N, D / heads)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def inputs(self, noisy: torch.Tensor, time: torch.Tensor) -> dict:
+        """The arguments of the model's forward for noisy latents (B, C, H, W) at times (B,), float32, of the scheduler."""
+        raise NotImplementedError
 
-    def project(self, attention, modulated, need):
-        """The taps up to the attention: its input (B, N, D), and of its three projections those that are needed."""
-        taps, whole = {'modulated': modulated}, need & {'attn', 'mlp', 'hidden'}
-        for name, project in (('query', attention.to_q), ('key', attention.to_k), ('value', attention.to_v)):
-            if name in need or whole:
-                taps[name] = project(modulated)
-        return taps
+    def overrides(self) -> dict[nn.Module, Callable]:
+        """Functions that are called in place of the ``forward`` of some of the model's modules."""
+        return {}
 
-    def attend(self, attention, taps):
-        """The tap 'attn' (B, N, D) of attention over these projections alone."""
-        heads = [self.split(taps[name]) for name in ('query', 'key', 'value')]  # (B, heads, N, D / heads)
-        mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)  # (B, N, D)
-        return attention.to_out[0](mixed)
+    def places(self) -> list[tuple[nn.Module, reader.Blocks]]:
+        """The blocks in the order in which they run, each with its kind."""
+        return [(block, kind) for kind in self.kinds for block in self.model.get_submodule(kind.path)]
 
-    def unpatchify(self, patches, grid):
-        """(B, h * w, p * p * C) of a grid (h, w) -> (B, C, h * p, w * p)."""
-        patches = patches.unflatten(1, grid).unflatten(3, (self.patch_size, self.patch_size, -1))  # (B, h, w, p, p, C)
-        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, C, h * p, w * p)
+    def block_of(self, name: str) -> int | None:
+        """The block that a parameter or module of the model is in, by its name in it; None where it is in none."""
+        start = 0
+        for kind in self.kinds:
+            head, found, rest = name.rpartition(f'{kind.path}.')
+            if found and (not head or head.endswith('.')):
+                return start + int(rest.partition('.')[0])
+            start += len(self.model.get_submodule(kind.path))
+        return None
+
+    def check(self, taps: Sequence[tuple[int, str]]) -> None:
+        """Raises ValueError where a block has no such tap (block, name)."""
+        places = self.places()
+        for index, name in taps:
+            block, kind = places[index]
+            if name not in ('hidden', *kind.taps):
+                raise ValueError(f'block {index} has no {name!r}: {type(block).__name__} computes it together with others. It '
+                                 f'has {", ".join((*kind.taps, "hidden"))}')
+
+    def channels(self, tap: tuple[int, str]) -> int:
+        """Channels of a tap: D, but for keys and values that several heads share."""
+        block, kind = self.places()[tap[0]]
+        where = kind.taps.get(tap[1])
+        if tap[1] not in ('query', 'key', 'value') or not isinstance(where, str):
+            return self.width
+        return block.get_submodule(where).out_features
+
+    def read(self, noisy: torch.Tensor, time: torch.Tensor, taps: Sequence[tuple[int, str]], *, checkpointing: bool = False,
+             compiled: Callable | None = None) -> list[torch.Tensor]:
+        """Per tap the image's tokens (B, h * w, C), of noisy latents (B, C, H, W) at times (1,) or (B,); see ``reader.read``."""
+        noisy, time = noisy.to(self.model.dtype), time.to(noisy.device, torch.float32).expand(len(noisy))
+        tokens = noisy[0, 0].numel() // self.patch_size ** 2
+        with self.lock.lock, reader.replaced(self.overrides()):
+            return reader.read(self.places(), taps, lambda: self.model(**self.inputs(noisy, time)), tokens=tokens,
+                               width=self.width, lock=self.lock, checkpointing=checkpointing, compiled=compiled)
+
+    def predict(self, noisy: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """The model's own prediction (B, C, H, W) at times (1,) or (B,), by its whole forward."""
+        noisy, time = noisy.to(self.model.dtype), time.to(noisy.device, torch.float32).expand(len(noisy))
+        with self.lock.lock, reader.replaced(self.overrides()):
+            return self.unpack(self.model(**self.inputs(noisy, time), return_dict=False)[0], noisy.shape[-2:])
+
+    def unpack(self, output, size: Sequence[int]) -> torch.Tensor:
+        """What the model puts out -> (B, C, H, W) of this ``size``."""
+        return output

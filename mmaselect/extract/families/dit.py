@@ -2,9 +2,9 @@
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
 
+from ..reader import Blocks, names
 from .base import Family
 
 
@@ -51,7 +51,8 @@ def share_embedders(model):
 
 
 class DiT(Family, wraps='DiTTransformer2DModel'):
-    """The blocks of a DiT, one at a time. See the package's docstring for the interface."""
+    """All taps of the image's tokens, which are all there are; the condition is the null class."""
+    kinds = (Blocks('transformer_blocks', names('attn1')),)
     pos_scales = ('interpolate', 'extrapolate')
 
     def __init__(self, model, null=None):
@@ -62,42 +63,18 @@ class DiT(Family, wraps='DiTTransformer2DModel'):
         for block in model.transformer_blocks:
             time = block.norm1.emb.time_proj
             time.downscale_freq_shift = model.config.get('_downscale_freq_shift', time.downscale_freq_shift)
+            block.norm1.emb.class_embedder.dropout_prob = 0  # the label is the null class: no need to draw which to drop
         share_embedders(model)
 
-    def _embedding(self, embedder, time):
-        """The embedding (B, D) of the time and of the null class, which LabelEmbedding keeps behind the classes."""
-        null = torch.full_like(time, self.model.config.num_embeds_ada_norm, dtype=torch.long)
-        table = embedder.class_embedder.embedding_table
-        if table.num_embeddings <= self.model.config.num_embeds_ada_norm:
+    def inputs(self, noisy, time):
+        null = self.config.num_embeds_ada_norm  # its row is behind those of the classes
+        embedder = self.model.transformer_blocks[0].norm1.emb.class_embedder
+        if embedder.embedding_table.num_embeddings <= null:
             raise ValueError('this DiT has no null class (it was trained without class dropout), so it has no unconditional '
                              'features')
-        frequencies = embedder.time_proj(time).to(table.weight.dtype)  # (B, 256)
-        # Looked up in the table, not asked of class_embedder: in training mode that one draws random labels.
-        return F.silu(embedder.timestep_embedder(frequencies) + table(null))
+        return dict(hidden_states=noisy, timestep=time, class_labels=torch.full_like(time, null, dtype=torch.long))
 
-    def condition(self, time, blocks):
-        """The six modulations of adaLN-Zero, each (B, 1, D), for times (B,) and each of the first ``blocks`` blocks."""
-        return [block.norm1.linear(self._embedding(block.norm1.emb, time))[:, None].chunk(6, dim=-1)
-                for block in self.model.transformer_blocks[:blocks]]
-
-    def embed(self, latent):
-        return embed_patches(self.model.pos_embed.proj, latent, self.config.sample_size // self.patch_size, self.pos_scale)
-
-    def block(self, index, state, condition, need):
-        layers, attention = self.model.transformer_blocks[index], self.model.transformer_blocks[index].attn1
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = condition[index]
-        x = state  # (B, N, D)
-        modulated = layers.norm1.norm(x) * (1 + scale) + shift
-        taps = self.project(attention, modulated, need)
-        if need & {'attn', 'mlp', 'hidden'}:
-            taps['attn'] = self.attend(attention, taps)
-        if need & {'mlp', 'hidden'}:
-            x = x + gate * taps['attn']
-            taps['mlp'] = layers.ff(layers.norm3(x) * (1 + mlp_scale) + mlp_shift)
-            taps['hidden'] = x + mlp_gate * taps['mlp']
-        return taps, taps.get('hidden')
-
-    def output(self, hidden, time, grid):
-        embedding = self._embedding(self.model.transformer_blocks[0].norm1.emb, time)
-        shift, scale = self.model.proj_out_1(embedding)[:, None].chunk(2, dim=-1)
-        return self.unpatchify(self.model.proj_out_2(self.model.norm_out(hidden) * (1 + scale) + shift), grid)
+    def overrides(self):
+        """diffusers' positions are computed anew at each call for another grid than the training's, and only interpolate."""
+        base = self.config.sample_size // self.patch_size
+        return {self.model.pos_embed: lambda latent: embed_patches(self.model.pos_embed.proj, latent, base, self.pos_scale)}

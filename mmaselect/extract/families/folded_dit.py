@@ -1,7 +1,10 @@
 """What ``fold`` makes of a DiT: the ViT that it is at fixed timesteps, with fused queries, keys and values."""
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .dit import embed_patches
 
@@ -100,6 +103,18 @@ def added(x, gate, branch):
     return x + branch if gate is None else torch.addcmul(x, gate, branch)
 
 
+def walk(family, state, condition, taps, checkpointing=False):
+    """Runs the blocks up to the last tap, and of that one what it needs: per tap tokens (B, N, D)."""
+    last, features = taps[-1][0], []
+    run = functools.partial(checkpoint, family.block, use_reentrant=False) if checkpointing else family.block
+    for index in range(last + 1):
+        wanted = [name for block, name in taps if block == index]
+        need = set(wanted) if index == last else {*wanted, 'hidden'}
+        found, state = run(index, state, condition, need)
+        features += [found[name] for name in wanted]
+    return features
+
+
 class FoldedDiT(nn.Module):
     """A DiT at fixed timesteps: a family that knows these timesteps and taps alone. Made by ``fold``.
 
@@ -165,3 +180,16 @@ class FoldedDiT(nn.Module):
 
     def block(self, index, state, condition, need):
         return self.blocks[index](state, condition[index], need)
+
+    def block_of(self, name):
+        head, found, rest = name.rpartition('blocks.')
+        return int(rest.partition('.')[0]) if found and not head else None
+
+    def channels(self, tap):
+        return self.width
+
+    def read(self, noisy, places, taps, *, checkpointing=False, compiled=None):
+        """As ``Family.read``, at timesteps given by their places in ``timesteps``; they are one or (B,)."""
+        state = self.embed(noisy.to(self.patch.weight.dtype))
+        run = walk if compiled is None else compiled(walk)
+        return run(self, state, self.condition(places, taps[-1][0] + 1), taps, checkpointing)
