@@ -6,6 +6,8 @@
 # make bench   forward pass, training, sweep and growth beside their peers and limits; QUICK=--quick shows in seconds that it runs
 # make bench-selection   every score against an exhaustive search; trains what is missing of two more small DiTs first; takes
 #     hours, which WORKERS processes share
+# make gpu     on a machine with a GPU: device tests, benchmarks and a short pretraining in under nine minutes; rows are
+#     written to benchmarks/results as they come; QUICK='--quick --device cpu' shows on a CPU that it runs
 # make compare   the demo against other backbones in one table; SEEDS and COMPARED say how many times, and what
 # make mae     pretrains the ViT that the comparison's MAE rows need, where its weights are not there
 # make clean   removes the environments and caches; data, results and the compiled mmcv (.cache) stay
@@ -35,7 +37,7 @@ COMPARED ?= configs/dit_aselect_fashion_scenes.py \
 	$(foreach name,resnet18 vit mae_frozen dit_fixed,configs/baselines/$(name)_fashion_scenes.py)
 IMAGES := data/fashion_scenes/img_dir/pretrain data/fashion_mnist/train-images-idx3-ubyte
 
-.PHONY: test test-stock demo docs lint bench bench-selection compare mae clean
+.PHONY: test test-stock demo docs lint bench gpu bench-selection compare mae clean
 .DELETE_ON_ERROR:
 
 test: $(INSTALLED)
@@ -52,6 +54,9 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/training.py $(QUICK)
 	$(BIN)/python benchmarks/sweep.py $(QUICK)
 	$(BIN)/python benchmarks/growth.py $(QUICK)
+
+gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu.py $(QUICK)
 
 # glibc would give the memory of large tensors back to the system, and get it anew, page by page, thousands of times: that takes
 # half of the time of the search on masks.
