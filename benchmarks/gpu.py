@@ -5,8 +5,8 @@
     python benchmarks/gpu.py --quick --device cpu   # tiny sizes on a CPU, which shows that it runs
 
 It runs the tests that touch devices, the forward, training and sweep benchmarks beside their peers, and a short pretraining in
-bfloat16. Each step has a limit of time, is stopped there, and leaves the rows that it has written. The steps that follow run in any
-case. ``gpu.json`` lists the steps, and a log of each lies beside it.
+bfloat16. Each step has a limit of time, is stopped there, and leaves the rows that it has written; the next one runs in any case.
+``gpu.json`` lists the steps, and a log of each lies beside it.
 """
 import argparse
 import os
@@ -73,7 +73,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda')
     parser.add_argument('--quick', action='store_true', help='tiny sizes: shows that it runs, not how fast')
-    parser.add_argument('--only', nargs='+', metavar='STEP', help='some of the steps: tests, forward, training, sweep, pretraining')
+    parser.add_argument('--only', nargs='+', metavar='STEP', help='of tests, forward, training, sweep, pretraining')
     parser.add_argument('--out', type=Path, help='folder of rows and logs (default: $OUT, else benchmarks/results; of --quick '
                         'work_dirs/gpu)')
     args = parser.parse_args(argv)

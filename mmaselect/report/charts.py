@@ -1,55 +1,62 @@
-"""Line charts as the numbers of an SVG; the page's template draws them, so that they follow its colours."""
+"""Line charts, drawn by matplotlib as SVG."""
+import base64
+import io
 import math
+from collections.abc import Iterable, Mapping, Sequence
 
-from matplotlib.ticker import MaxNLocator
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
-HEIGHT = 280
-LEFT, RIGHT, TOP, BOTTOM = 60, 14, 22, 42
 MOST_POINTS = 800  # of a line; more are thinned evenly
 MOST_DOTS = 40  # up to here, points are marked
+INK, MARK = '#7d8590', '#d8573f'  # both can be read on white and on black
 
 
-def ticks(low, high, count):
-    """Round numbers that cover [low, high]."""
-    return [float(tick) for tick in MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
-
-
-def chart(lines, *, x_label, y_label='', strong=None, marks=(), band=None, width=520):
+def chart(lines: Mapping[str, Iterable[tuple[float, float]]], *, x_label: str, y_label: str = '', strong: str | None = None,
+          marks: Sequence[float] = (), band: tuple[float, float] | None = None, width: int = 520) -> Figure | None:
     """A chart of lines.
 
     Args:
-        lines (dict[str, Sequence[tuple[float, float]]]): Per name its points (x, y), x ascending. Those that are not finite are
-            left out.
-        x_label, y_label (str): Of the axes.
-        strong (str | None): The line that counts.
-        marks (Sequence[float]): Every x to mark.
-        band (tuple[float, float] | None): A range of x to shade.
-        width (int): Of the chart, in units of the SVG.
+        lines: Per name its points (x, y), x ascending. Those that are not finite are left out.
+        x_label, y_label: Of the axes.
+        strong: The line that counts.
+        marks: Every x to mark.
+        band: A range of x to shade.
+        width: Of the chart, in pixels.
 
     Returns:
-        dict | None: What the template's macro ``chart`` draws; None where there is no point.
+        None where there is no point.
     """
-    lines = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in lines.items()}
-    lines = {name: points[::math.ceil(len(points) / MOST_POINTS)] for name, points in lines.items() if points}
-    if not lines:
+    finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in lines.items()}
+    finite = {name: points[::math.ceil(len(points) / MOST_POINTS)] for name, points in finite.items() if points}
+    if not finite:
         return None
-    xs, ys = zip(*(point for points in lines.values() for point in points), strict=True)
-    x_low, x_high = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) - 1, max(xs) + 1)
-    y_ticks = ticks(min(ys), max(ys), 5)
-    y_low, y_high = (y_ticks[0], y_ticks[-1]) if y_ticks[0] < y_ticks[-1] else (y_ticks[0] - 1, y_ticks[0] + 1)
+    figure = Figure(figsize=(width / 100, 2.8), layout='constrained')
+    axes = figure.subplots()
+    if band is not None:
+        axes.axvspan(*band, color=MARK, alpha=0.12, linewidth=0)
+    for x in marks:
+        axes.axvline(x, color=MARK, linestyle='--')
+    for name, points in finite.items():
+        counts = name == strong or len(finite) == 1
+        axes.plot(*zip(*points, strict=True), label=name, linewidth=2.5 if counts else 1.2, zorder=3 if counts else 2,
+                  marker='o' if len(points) <= MOST_DOTS else None, markersize=4 if counts else 2.5)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    axes.tick_params(colors=INK)
+    axes.grid(axis='y', color=INK, alpha=0.2)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == 'bottom')
+        spine.set_color(INK)
+    if len(finite) > 1:
+        figure.legend(loc='outside lower center', ncols=4, frameon=False, labelcolor=INK)
+    return figure
 
-    def right(x):
-        return round(LEFT + (x - x_low) / (x_high - x_low) * (width - LEFT - RIGHT), 1)
 
-    def down(y):
-        return round(HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
-
-    return dict(
-        width=width, height=HEIGHT, left=LEFT, right=width - RIGHT, top=TOP, bottom=HEIGHT - BOTTOM, x_label=x_label,
-        y_label=y_label, x_ticks=[(right(x), f'{x:g}') for x in ticks(x_low, x_high, 7) if x_low <= x <= x_high],
-        y_ticks=[(down(y), f'{y:g}') for y in y_ticks],
-        marks=[right(x) for x in marks], band=None if band is None else (right(band[0]), right(band[1])),
-        lines=[dict(name=name, colour=k % 8, strong=name == strong or len(lines) == 1,
-                    path=' '.join(f'{right(x)},{down(y)}' for x, y in points),
-                    dots=[(right(x), down(y), f'{name}: {y:.4g} at {x:g}') for x, y in points if len(points) <= MOST_DOTS])
-               for k, (name, points) in enumerate(lines.items())])
+def data_uri(figure: Figure) -> str:
+    """A figure as the SVG, in a text, that stands for it in a page; the same figure gives the same text."""
+    buffer = io.BytesIO()
+    with rc_context({'svg.hashsalt': 'mmaselect'}):
+        figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None})
+    return 'data:image/svg+xml;base64,' + base64.b64encode(buffer.getvalue()).decode()

@@ -2,17 +2,22 @@
 import base64
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import jinja2
+from matplotlib.figure import Figure
 from PIL import Image
 
+from mmaselect.selection import SelectionResult
 from mmaselect.selection.result import tap_name
 from mmaselect.version import __version__
 
+from . import charts
 from .charts import chart
-from .run import nodes
+from .run import Run, nodes
 
 MOST_PIXELS = 2400  # of a picture's longer side; larger ones are made smaller
 MOST_TAPS = 8  # with lines and columns of their own
@@ -20,7 +25,7 @@ VERSIONS = ('Python', 'PyTorch', 'TorchVision', 'MMEngine', 'OpenCV', 'CUDA avai
             'Distributed launcher', 'GPU number')
 
 
-def data_uri(path):
+def data_uri(path: Path) -> str:
     """A picture file as the text that stands for it in a page.
 
     Raises:
@@ -36,15 +41,15 @@ def data_uri(path):
     return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()
 
 
-def render(run, *, pictures=12):
+def render(run: Run, *, pictures: int = 12) -> str:
     """The page.
 
     Args:
-        run (Run): What to show.
-        pictures (int): At most so many predictions.
+        run: What to show.
+        pictures: At most so many predictions.
 
     Returns:
-        str: HTML, with pictures, style and script inside.
+        HTML, with pictures, style and script inside.
     """
     notes = list(run.notes)
 
@@ -58,7 +63,7 @@ def render(run, *, pictures=12):
         return found
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters.update(number=number, score=score, duration=duration)
+    environment.filters.update(number=number, score=score, duration=duration, svg=charts.data_uri)
     template = environment.from_string(Path(__file__).with_name('page.html').read_text())
     shown = dict(predictions=embedded(run.predictions[:pictures]), maps=embedded(run.maps))
     return template.render(run=run, name=run.folder.resolve().name, notes=notes, version=__version__, glance=glance(run),
@@ -67,26 +72,26 @@ def render(run, *, pictures=12):
                            versions={key: run.environment[key] for key in VERSIONS if key in run.environment}, **shown)
 
 
-def number(value):
+def number(value: float) -> str:
     """Four digits, or the sign of infinity."""
     if not math.isfinite(value):
         return 'not a number' if math.isnan(value) else '∞' if value > 0 else '−∞'
     return f'{value:.4g}'.replace('-', '−')
 
 
-def score(value):
+def score(value: float) -> str:
     """Four places behind the point, as scores are compared with each other."""
     return f'{value:.4f}'.replace('-', '−')
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """Seconds in words."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours} h {minutes} min' if hours else f'{minutes} min {seconds} s' if minutes else f'{seconds} s'
 
 
-def glance(run):
+def glance(run: Run) -> list[tuple[str, Any]]:
     """The settings that a reader looks for first, as pairs of name and text."""
     config = run.config
     model = config.get('model') or {}
@@ -110,12 +115,12 @@ def glance(run):
     return [(name, text) for name, text in pairs.items() if text not in (None, '', {})]
 
 
-def shown_taps(selection):
+def shown_taps(selection: SelectionResult | None) -> Sequence[int]:
     """Places of the taps that get a line and a column of their own."""
     return range(len(selection.taps)) if selection and 1 < len(selection.taps) <= MOST_TAPS else ()
 
 
-def selection_chart(selection):
+def selection_chart(selection: SelectionResult | None) -> Figure | None:
     """The score over the timesteps."""
     if selection is None:
         return None
@@ -127,7 +132,7 @@ def selection_chart(selection):
                  marks=selection.timesteps, band=selection.interval, width=960)
 
 
-def training_charts(run):
+def training_charts(run: Run) -> list[tuple[str, Figure]]:
     """Pairs of title and chart: losses, accuracies and learning rates of the training, and the evaluations."""
     groups = {'loss': 'loss', 'training accuracy': 'acc', 'learning rate': 'lr'}  # title -> what the names contain
     lines = [(title, {name: points for name, points in run.train.items() if word in name}) for title, word in groups.items()]
@@ -136,7 +141,7 @@ def training_charts(run):
     return [(title, c) for title, c in (*drawn, ('evaluation', chart(several, x_label=run.unit))) if c]
 
 
-def metrics(run):
+def metrics(run: Run) -> list[dict[str, Any]]:
     """Per metric its name, last and best value, the step of the best, and what the last test gave."""
     rows = []
     for name in dict.fromkeys((*run.val, *run.test)):
@@ -147,7 +152,7 @@ def metrics(run):
     return rows
 
 
-def commands(run):
+def commands(run: Run) -> list[str]:
     """Commands that make the run again, from the config as it was after all options."""
     if run.config_file is None:
         return []

@@ -2,9 +2,11 @@
 import ast
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from mmaselect.selection import SelectionResult
 
@@ -50,14 +52,11 @@ class Run:
     notes: list = field(default_factory=list)
 
 
-def read(work_dir):
+def read(work_dir: str | Path) -> Run:
     """Reads a run, finished or not.
 
     Args:
-        work_dir (str | Path): What tools/train.py or tools/select_timestep.py wrote.
-
-    Returns:
-        Run
+        work_dir: What tools/train.py or tools/select_timestep.py wrote.
 
     Raises:
         FileNotFoundError: There is no such folder, or no run in it.
@@ -83,7 +82,7 @@ def read(work_dir):
     return run
 
 
-def nodes(tree):
+def nodes(tree: Any) -> Iterator[dict]:
     """Every dict of a config, outermost first."""
     if isinstance(tree, dict):
         yield tree
@@ -91,7 +90,7 @@ def nodes(tree):
         yield from nodes(child)
 
 
-def value(node):
+def value(node: ast.expr) -> Any:
     """The value of an expression of a dumped config: literals and calls of dict; of anything else, its text."""
     if isinstance(node, (ast.List, ast.Tuple)):
         return [value(item) for item in node.elts]

@@ -1,4 +1,5 @@
 """The page of a run, made of files that are written here: none of it needs a training."""
+import base64
 import html
 import json
 import re
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmaselect import report
-from mmaselect.report.charts import chart
+from mmaselect.report.charts import chart, data_uri
 from mmaselect.selection import SelectionResult
 
 CONFIG = '''\
@@ -113,7 +114,7 @@ def test_the_page_says_what_the_run_did(work_dir):
                   'mIoU 28.25 31.5 20', 'weights/<dit>', '2.hidden, -1.key', 'AdamW, learning rate 0.002',
                   'noise chooses t = 600', 'tools/train.py', 'PyTorch 2.9.0', 'seed 7', 'seed of the sweep 3', '−∞'):
         assert words in seen, words
-    assert page.count('<svg') == 5  # the choice, loss, accuracy, learning rate, evaluation
+    assert page.count('src="data:image/svg+xml;base64,') == 5  # the choice, loss, accuracy, learning rate, evaluation
     assert page.count('src="data:image/png;base64,') == 3
 
 
@@ -174,15 +175,27 @@ def test_a_folder_without_a_run(tmp_path):
         report.read(tmp_path / 'nothing')
 
 
-def test_a_chart_puts_points_where_they_belong():
-    drawn = chart({'a': [(0, 1.0), (5, float('nan')), (10, 3.0)], 'b': [(5, 2.0)]}, x_label='t', marks=[5], band=(0, 10))
-    a, b = drawn['lines']
-    first, last = a['dots']
-    assert (first[0], last[0]) == (drawn['left'], drawn['right']) == drawn['band']
-    assert (first[1], last[1]) == (drawn['bottom'], drawn['top'])
-    middle = (drawn['left'] + drawn['right']) / 2
-    assert b['dots'][0][:2] == (middle, (drawn['top'] + drawn['bottom']) / 2) and drawn['marks'] == [middle]
+def test_a_chart_has_its_points_marks_and_band():
+    lines = {'a': [(0, 1.0), (5, float('nan')), (10, 3.0)], 'b': [(5, 2.0)]}
+    drawn = chart(lines, x_label='t', marks=[5], band=(0, 10), strong='b')
+    axes, = drawn.axes
+    mark, a, b = axes.lines
+    assert list(mark.get_xdata()) == [5, 5]
+    assert a.get_xydata().tolist() == [[0, 1], [10, 3]] and b.get_xydata().tolist() == [[5, 2]]
+    assert b.get_linewidth() > a.get_linewidth() and axes.get_xlabel() == 't'
+    box = axes.patches[0].get_extents().transformed(axes.transData.inverted())
+    assert (box.x0, box.x1) == pytest.approx((0, 10))
+    assert [text.get_text() for text in drawn.legends[0].texts] == ['a', 'b']
     assert chart({'a': [(0, float('nan'))], 'b': []}, x_label='t') is None
+
+
+def test_a_long_line_is_thinned_and_the_same_figure_gives_the_same_text():
+    figures = [chart({'a': [(x, x % 7) for x in range(2000)]}, x_label='t') for _ in range(2)]
+    assert len(figures[0].axes[0].lines[0].get_xdata()) == 667
+    texts = [data_uri(figure) for figure in figures]
+    assert texts[0] == texts[1]
+    svg = base64.b64decode(texts[0].partition(',')[2]).decode()
+    assert svg.count('<svg') == 1 and '<dc:date>' not in svg
 
 
 # In a browser
@@ -198,8 +211,10 @@ click(3); said.push('score down ' + column(0));
 click(3); said.push('score up ' + column(0));
 click(2); said.push('snr down ' + column(0));
 click(2); said.push('snr up ' + column(0));
-said.push('images ' + [...document.images].map(image => image.naturalWidth + ' by ' + image.naturalHeight).join(', '));
-said.push('charts ' + [...document.querySelectorAll('svg')].filter(svg => svg.getBBox().width > 300).length);
+const charts = [...document.images].filter(image => image.className === 'chart');
+const pictures = [...document.images].filter(image => image.className !== 'chart');
+said.push('images ' + pictures.map(image => image.naturalWidth + ' by ' + image.naturalHeight).join(', '));
+said.push('charts ' + charts.filter(image => image.naturalWidth > 300 && image.width > 300).length);
 said.push('wide ' + (document.documentElement.scrollWidth > innerWidth));
 document.title = said.join('; ');
 </script>
