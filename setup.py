@@ -36,7 +36,7 @@ setup(
     package_data={'mmaselect.report': ['page.html']},
     cmdclass=dict(build_py=BuildWithMim),
     python_requires='>=3.10',
-    install_requires=['torch>=2.1', 'torchvision', 'diffusers>=0.35', 'safetensors', 'numpy', 'matplotlib', 'tqdm', 'jinja2',
+    install_requires=['torch>=2.1', 'torchvision', 'diffusers>=0.35', 'safetensors', 'numpy', 'matplotlib>=3.7', 'tqdm', 'jinja2',
                       'pillow', 'packaging'],
     extras_require={
         # The OpenMMLab stack, one of the two and never both: they provide modules of the same names.
@@ -47,9 +47,10 @@ setup(
         'export': ['timm', 'onnx', 'onnxscript', 'onnxruntime'],  # tools/export_vit.py; the last to run what it writes
         'lora': ['peft'],
         'text': ['transformers', 'sentencepiece', 'protobuf'],  # for tools/encode_null_prompt.py, whose test is part of dev
-        # For benchmarks/ (its digits), for mmseg's analyze_logs, for what looks at TensorBoard's files, for the empty prompt, for
-        # LoRA, and to build a wheel.
-        'dev': ['pytest', 'ruff', 'scikit-learn', 'seaborn', 'tensorboard', 'transformers', 'peft', 'setuptools', 'wheel'],
+        # For benchmarks/ (digits, rank correlation), for mmseg's analyze_logs, for what looks at TensorBoard's files, for the empty
+        # prompt, for LoRA, and to build a wheel.
+        'dev': ['pytest', 'pytest-xdist', 'ruff', 'mypy', 'scikit-learn', 'scipy', 'seaborn', 'tensorboard', 'transformers', 'peft',
+                'setuptools', 'wheel'],
         'docs': ['mkdocs-material', 'mkdocstrings[python]'],
     },
 )

@@ -4,6 +4,7 @@
 use; ``check_env`` says what is installed. All of them are imported when they are first used.
 """
 import importlib
+from typing import Any
 
 from .version import __version__
 
@@ -14,17 +15,17 @@ INSTALL = ("mmaselect's OpenMMLab adapters need one of two stacks, never both: p
 HOMES = {'FeatureExtractor': 'notebook', 'check_env': 'environment', 'select_timestep': 'notebook'}
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return getattr(importlib.import_module(f'.{HOMES[name]}', __name__), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *HOMES})
 
 
-def register_all_modules():
+def register_all_modules() -> None:
     """Registers DiTBackbone, AutoTimestepNeck and AutoTimestepHook with MMEngine.
 
     Raises:

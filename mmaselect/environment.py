@@ -1,8 +1,10 @@
 """What of the software that mmaselect can use is installed, and what is missing or known to clash."""
+import contextlib
 import importlib
 import platform
-import re
+from collections.abc import Iterator
 from importlib import metadata
+from typing import Any
 
 import torch
 from packaging.version import Version
@@ -16,74 +18,79 @@ OTHERS = ('mmaselect', 'torch', 'torchvision', 'diffusers', 'huggingface-hub', '
           'opencv-python-headless', 'ftfy', 'regex')
 
 
-def check_env():
+def check_env() -> dict[str, Any]:
     """Prints what is installed, and what is missing or known to clash, each with its remedy.
 
     Returns:
-        dict: ``stack`` ('onedl', 'stock', 'both' or None), ``python``, ``platform``, ``packages`` (name -> version), ``devices``
-            (a list of str), ``ops`` (mmcv's compiled operators, in words, or None without mmcv) and ``problems``, a list of
-            dicts of ``what`` and ``remedy``. All of it can be written as JSON.
+        ``stack`` ('onedl', 'stock', 'both' or None), ``packages`` (name -> version), ``devices`` (a list of str), ``machine``
+        (MMEngine's ``collect_env``; empty without MMEngine), ``ops`` (mmcv's compiled operators, in words, or None without mmcv)
+        and ``problems``, a list of dicts of ``what`` and ``remedy``. All of it can be written as JSON.
     """
     env = examine()
     print(report(env))
     return env
 
 
-def examine():
+def examine() -> dict[str, Any]:
     """What ``check_env`` returns, without printing it."""
     packages = installed()
     ops = compiled_ops() if stacks(packages) else None
     problems = [*clashes(packages, ops=ops), *broken_imports(packages)]
-    return dict(stack='both' if len(stacks(packages)) == 2 else next(iter(stacks(packages)), None),
-                python=platform.python_version(), platform=platform.platform(), packages=packages, devices=devices(), ops=ops,
+    return dict(stack='both' if len(stacks(packages)) == 2 else next(iter(stacks(packages)), None), packages=packages,
+                devices=devices(), machine=machine(), ops=ops,
                 problems=[dict(what=what, remedy=remedy) for what, remedy in problems])
 
 
-def report(env):
+def report(env: dict[str, Any]) -> str:
     """The text for what ``check_env`` returns."""
-    lines = [f'OpenMMLab  {env["stack"] or "none"}', f'Python     {env["python"]}, {env["platform"]}']
-    lines += [f'device     {device}' for device in env['devices']]
-    if env['ops']:
-        lines.append(f'mmcv ops   {env["ops"]}')
-    width = max(map(len, env['packages']), default=0)
-    lines += ['', *(f'{name:{width}}  {version}' for name, version in env['packages'].items()), '']
+    lines = [('OpenMMLab', env['stack'] or 'none'), *(('device', device) for device in env['devices'])]
+    lines += [('mmcv ops', env['ops'])] if env['ops'] else []
+    lines += [('', ''), *env['machine'].items(), ('', ''), *env['packages'].items(), ('', '')]
     for problem in env['problems']:
-        lines += [f'problem    {problem["what"]}', f'remedy     {problem["remedy"]}', '']
-    return '\n'.join([*lines, 'no problems found' if not env['problems'] else f'{len(env["problems"])} problems'])
+        lines += [('problem', problem['what']), ('remedy', problem['remedy']), ('', '')]
+    width = max(len(name) for name, _ in lines)
+    return '\n'.join([*(f'{name:{width}}  {text}'.rstrip() for name, text in lines),
+                      'no problems found' if not env['problems'] else f'{len(env["problems"])} problems'])
 
 
-def installed(path=None):
-    """Versions of the distributions that matter, by name; of ``path``, a list of folders, in place of ``sys.path``."""
-    names = {*OTHERS, *STACKS['onedl'], *STACKS['stock']}
-    found = metadata.distributions() if path is None else metadata.distributions(path=list(map(str, path)))
+def installed() -> dict[str, str]:
+    """Versions of the installed distributions that matter, by name."""
     versions = {}
-    for distribution in found:
-        name = re.sub(r'[-_.]+', '-', distribution.metadata['Name'] or '').lower()  # PEP 503
-        if name in names:
-            versions.setdefault(name, distribution.version)  # the first on the path is the one that is imported
-    return dict(sorted(versions.items()))
+    for name in sorted({*OTHERS, *STACKS['onedl'], *STACKS['stock']}):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
-def stacks(packages):
+def machine() -> dict[str, str]:
+    """MMEngine's ``collect_env`` without the page on how PyTorch was compiled; empty where MMEngine does not import."""
+    try:
+        from mmengine.utils.dl_utils import collect_env
+    except Exception:  # whatever it is, ``broken_imports`` names it
+        return {}
+    return {name: str(text) for name, text in collect_env().items() if name != 'PyTorch compiling details'}
+
+
+def stacks(packages: dict[str, str]) -> list[str]:
     """The stacks of which some package is installed."""
     return [stack for stack, names in STACKS.items() if packages.keys() & set(names)]
 
 
-def clashes(packages, *, python=None, ops=None):
+def clashes(packages: dict[str, str], *, python: str | None = None, ops: str | None = None) -> Iterator[tuple[str, str]]:
     """Pairs of what is missing or known to clash, and its remedy.
 
     Args:
-        packages (dict[str, str]): Name -> version, as ``installed`` gives it.
-        python (str | None): Version; by default this Python's.
-        ops (str | None): As ``compiled_ops`` gives it.
+        packages: Name -> version, as ``installed`` gives it.
+        python: Version; by default this Python's.
+        ops: As ``compiled_ops`` gives it.
     """
     have = {name: Version(version) for name, version in packages.items()}
-    python = Version(python or platform.python_version())
+    running = Version(python or platform.python_version())
 
-    def at_least(name, version):
+    def at_least(name: str, version: str) -> bool:
         return name in have and have[name] >= Version(version)
 
-    def below(name, version):
+    def below(name: str, version: str) -> bool:
         return name in have and have[name] < Version(version)
 
     present = stacks(packages)
@@ -100,8 +107,8 @@ def clashes(packages, *, python=None, ops=None):
         if missing:
             yield f'the {stack} stack lacks {", ".join(missing)}', f"pip install 'mmaselect[{extra}]'"
     if 'stock' in present:
-        if python >= Version('3.12'):
-            yield f'the stock stack needs torch 2.1, which Python {python} does not have', 'use Python 3.10 or 3.11, or onedl'
+        if running >= Version('3.12'):
+            yield f'the stock stack needs torch 2.1, which Python {running} does not have', 'use Python 3.10 or 3.11, or onedl'
         if at_least('numpy', '2'):
             yield f'numpy {packages["numpy"]}: torch 2.1 and mmcv 2.1 were compiled for numpy 1', "pip install 'numpy<2'"
         if at_least('opencv-python', '4.12') or at_least('opencv-python-headless', '4.12'):
@@ -121,7 +128,7 @@ def clashes(packages, *, python=None, ops=None):
                "pip install 'huggingface_hub<1'")
 
 
-def broken_imports(packages):
+def broken_imports(packages: dict[str, str]) -> Iterator[tuple[str, str]]:
     """A pair of what and remedy for each module of the installed stacks that does not import."""
     known = {name: module for names in STACKS.values() for name, module in zip(names, MODULES, strict=True)}
     for module in dict.fromkeys(known[name] for name in packages if name in known):
@@ -134,7 +141,7 @@ def broken_imports(packages):
                    else 'mend the other problems first; then reinstall it')
 
 
-def compiled_ops():
+def compiled_ops() -> str | None:
     """Whether mmcv's operators are compiled and load, in words; None without mmcv."""
     try:
         importlib.import_module('mmcv')
@@ -149,7 +156,7 @@ def compiled_ops():
     return 'compiled'
 
 
-def devices():
+def devices() -> list[str]:
     """What torch can compute on, a line each."""
     found = [f'CPU, {torch.get_num_threads()} threads']
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):

@@ -1,12 +1,13 @@
 """Files that are whole or absent: nothing here leaves a half-written one behind."""
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def atomic(path):
+def atomic(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and renames it to ``path`` when the block ends without an error.
 
     The suffix is kept, since many writers choose their format by it. Raises OSError, naming the folder, where it cannot
@@ -28,7 +29,7 @@ def atomic(path):
 
 
 @contextmanager
-def new_folder(path):
+def new_folder(path: str | Path) -> Iterator[Path]:
     """Yields a temporary folder beside ``path`` and renames it to ``path`` when the block ends without an error.
 
     Raises FileExistsError where ``path`` is there already.

@@ -7,6 +7,7 @@ from importlib import metadata
 
 import pytest
 import runs
+import torch
 
 from mmaselect import check_env, environment
 
@@ -56,14 +57,15 @@ def test_what_is_installed_is_read_from_the_distributions(tmp_path, monkeypatch,
         info = tmp_path / folder / f'{name}-{version}.dist-info'
         info.mkdir(parents=True)
         (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
-    path = [str(tmp_path / 'a'), str(tmp_path / 'b')]
-    real = metadata.distributions
-    monkeypatch.setattr(metadata, 'distributions', lambda: real(path=path))
     monkeypatch.setattr(environment, 'broken_imports', lambda packages: [])
+    monkeypatch.setattr(environment, 'compiled_ops', lambda: None)
+    monkeypatch.setattr(environment, 'machine', lambda: {'sys.platform': 'made up'})
+    monkeypatch.setattr(sys, 'path', [str(tmp_path / 'a'), str(tmp_path / 'b')])
     env = check_env()
     assert env['packages'] == {'mmcv': '2.1.0', 'onedl-mmcv': '2.3.6'} and env['stack'] == 'both'
     assert any('both OpenMMLab stacks' in problem['what'] for problem in env['problems'])
     printed = capsys.readouterr().out
+    assert 'made up' in printed
     assert all(problem[key] in printed for problem in env['problems'] for key in ('what', 'remedy'))
 
 
@@ -79,4 +81,5 @@ def test_this_machine_from_the_command_line():
     env = json.loads(done.stdout[done.stdout.index('{\n'):])
     assert env['stack'] in ('onedl', 'stock') and env['problems'] == [] and done.returncode == 0
     assert env['packages']['torch'] == metadata.version('torch') and env['devices'][0].startswith('CPU')
+    assert env['machine']['PyTorch'] == torch.__version__ and env['machine']['sys.platform'] == sys.platform
     assert env['ops'] in (('compiled',) if env['stack'] == 'stock' else ('compiled', 'not compiled'))

@@ -53,7 +53,7 @@ def render(run: Run, *, pictures: int = 12) -> str:
     """
     notes = list(run.notes)
 
-    def embedded(paths):
+    def embedded(paths: list[Path]) -> list[tuple[str, str]]:
         found = []
         for path in paths:
             try:
@@ -96,7 +96,7 @@ def glance(run: Run) -> list[tuple[str, Any]]:
     config = run.config
     model = config.get('model') or {}
     backbone = next((node for node in nodes(model) if str(node.get('type')).endswith('DiTBackbone')), {})
-    head = next((model[key] for key in ('decode_head', 'head') if isinstance(model.get(key), dict)), {})
+    head: dict = next((model[key] for key in ('decode_head', 'head') if isinstance(model.get(key), dict)), {})
     loader = config.get('train_dataloader') or {}
     dataset = loader.get('dataset') or {}
     optimizer = (config.get('optim_wrapper') or {}).get('optimizer') or {}

@@ -104,7 +104,7 @@ def value(node: ast.expr) -> Any:
         return ast.unparse(node)
 
 
-def _read_config(run, sessions):
+def _read_config(run: Run, sessions: list[Path]) -> None:
     files = sorted(run.folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
     files = files or [path / 'vis_data' / 'config.py' for path in sessions if (path / 'vis_data' / 'config.py').is_file()]
     if not files:
@@ -119,7 +119,7 @@ def _read_config(run, sessions):
         run.notes.append(f'{run.config_file.name} is not a whole config ({error})')
 
 
-def _scalars(session):
+def _scalars(session: Path) -> Iterator[dict[str, float]]:
     """The lines of a session's scalars.json that are whole, as dicts of numbers. A killed run can leave half a line."""
     file = session / 'vis_data' / 'scalars.json'
     for line in file.read_text(errors='replace').splitlines() if file.is_file() else ():
@@ -131,14 +131,14 @@ def _scalars(session):
             yield entry
 
 
-def _log(session):
+def _log(session: Path) -> str:
     file = session / f'{session.name}.log'
     return file.read_text(errors='replace') if file.is_file() else ''
 
 
-def _trainings(sessions):
+def _trainings(sessions: list[Path]) -> list[Path]:
     """The sessions of the last training: it, and those that it resumed."""
-    chain = []
+    chain: list[Path] = []
     for session in reversed(sessions):
         if any('lr' in entry for entry in _scalars(session)):
             chain.insert(0, session)
@@ -147,9 +147,9 @@ def _trainings(sessions):
     return chain
 
 
-def _read_curves(run, sessions):
+def _read_curves(run: Run, sessions: list[Path]) -> None:
     for session in _trainings(sessions):
-        fresh = {'train': {}, 'val': {}}
+        fresh: dict[str, dict[str, list]] = {'train': {}, 'val': {}}
         for entry in _scalars(session):
             kind = 'train' if 'lr' in entry else 'val'
             if 'epoch' in entry:
@@ -172,7 +172,7 @@ def _read_curves(run, sessions):
             continue
 
 
-def _read_logs(run, sessions):
+def _read_logs(run: Run, sessions: list[Path]) -> None:
     for session in _trainings(sessions) or sessions[-1:]:
         text = _log(session)
         run.environment.update(re.findall(r'^    ([\w .]+?): (.+)$', text, re.MULTILINE))
@@ -182,7 +182,7 @@ def _read_logs(run, sessions):
             run.seconds += (last - first).total_seconds()
 
 
-def _read_progress(run):
+def _read_progress(run: Run) -> None:
     loop = run.config.get('train_cfg') or {}
     total = loop.get('max_epochs' if run.unit == 'epoch' else 'max_iters') if isinstance(loop, dict) else None
     run.total = total if isinstance(total, int) else None
@@ -194,10 +194,10 @@ def _read_progress(run):
         run.done = max(run.done, int(number[1]) if number else 0)
 
 
-def _read_pictures(run, sessions):
+def _read_pictures(run: Run, sessions: list[Path]) -> None:
     """Predictions of the last session that drew any, of each image the last."""
     for session in reversed(sessions):
-        drawn = {}
+        drawn: dict[str, tuple[int, Path]] = {}
         for path in sorted(session.rglob('vis_image/*.png')):
             name, _, step = path.stem.rpartition('_')  # as LocalVisBackend names them
             if name != 'timestep_selection' and step.isdecimal():

@@ -7,7 +7,7 @@ turns them into the score. Most scores are a mean of ratios of sums over images:
 """
 from typing import ClassVar
 
-SCORES = {}
+SCORES: dict[str, type] = {}
 PER_CLASS = 50  # images that a probe needs (benchmarks/README.md)
 
 
