@@ -2,7 +2,7 @@
 # make test    environment, then the tests
 # make test-stock   the tests on the stock stack, in an environment of its own; the first time it compiles mmcv, a while
 # make docs    the documentation, into site/
-# make lint    ruff
+# make lint    ruff and mypy
 # make bench   forward pass, training, sweep and growth beside their peers and limits; QUICK=--quick shows in seconds that it runs
 # make bench-selection   every score against an exhaustive search; trains what is missing of two more small DiTs first; takes
 #     hours, which WORKERS processes share
@@ -76,6 +76,7 @@ docs: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) $(STOCK_VENV) site build *.egg-info .pytest_cache .ruff_cache
