@@ -47,10 +47,10 @@ setup(
         'export': ['timm', 'onnx', 'onnxscript', 'onnxruntime'],  # tools/export_vit.py; the last to run what it writes
         'lora': ['peft'],
         'text': ['transformers', 'sentencepiece', 'protobuf'],  # for tools/encode_null_prompt.py, whose test is part of dev
-        # For benchmarks/ (digits, rank correlation), for mmseg's analyze_logs, for what looks at TensorBoard's files, for the empty
+        # For benchmarks/ (scikit-learn, scipy), for mmseg's analyze_logs, for what looks at TensorBoard's files, for the empty
         # prompt, for LoRA, and to build a wheel.
-        'dev': ['pytest', 'pytest-xdist', 'ruff', 'mypy', 'scikit-learn', 'scipy', 'seaborn', 'tensorboard', 'transformers', 'peft',
-                'setuptools', 'wheel'],
+        'dev': ['pytest', 'pytest-xdist', 'ruff', 'mypy', 'scikit-learn', 'scipy', 'seaborn', 'tensorboard', 'transformers',
+                'peft', 'setuptools', 'wheel'],
         'docs': ['mkdocs-material', 'mkdocstrings[python]'],
     },
 )
