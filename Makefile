@@ -4,8 +4,8 @@
 # make docs    the documentation, into site/
 # make lint    ruff and mypy
 # make bench   forward pass, training, sweep and growth beside their peers and limits; QUICK=--quick shows in seconds that it runs
-# make bench-selection   every score against an exhaustive search; trains what is missing of two more small DiTs first; takes
-#     hours, which WORKERS processes share
+# make bench-selection   rules that choose a timestep against probes at every timestep; trains what is missing of two more small
+#     DiTs first, goes on where it was interrupted, and leaves out settings whose data is not there
 # make gpu     on a machine with a GPU: device tests, benchmarks and a short pretraining in under nine minutes; rows are
 #     written to benchmarks/results as they come; QUICK='--quick --device cpu' shows on a CPU that it runs
 # make compare   the demo against other backbones in one table; SEEDS and COMPARED say how many times, and what
@@ -32,7 +32,6 @@ PRETRAINING := data/fashion_scenes/.complete_pretraining
 MAE := configs/baselines/mae_vit_fashion.pth
 PIXELS := configs/fashion_pixel_dit/loss.png
 SEEDS ?= 0 1 2
-WORKERS ?= 2
 COMPARED ?= configs/dit_aselect_fashion_scenes.py \
 	$(foreach name,resnet18 vit mae_frozen dit_fixed,configs/baselines/$(name)_fashion_scenes.py)
 IMAGES := data/fashion_scenes/img_dir/pretrain data/fashion_mnist/train-images-idx3-ubyte
@@ -63,7 +62,8 @@ gpu: $(INSTALLED)
 bench-selection: export MALLOC_TRIM_THRESHOLD_ := 2000000000
 bench-selection: export MALLOC_MMAP_THRESHOLD_ := 2000000000
 bench-selection: $(INSTALLED) $(SCENES) $(PIXELS) work_dirs/flow_dit/loss.png
-	$(BIN)/python benchmarks/selection.py --workers $(WORKERS) --out benchmarks/results/selection.csv.gz
+	$(BIN)/python benchmarks/selection.py --out benchmarks/results/selection.csv.gz
+	$(BIN)/python benchmarks/rules.py --summary benchmarks/results/selection_summary.json --figure benchmarks/results/selection.png
 
 compare: $(INSTALLED) $(SCENES) $(MAE)
 	$(BIN)/python tools/compare.py $(COMPARED) --seeds $(SEEDS) --out benchmarks/results/compare.json

@@ -4,7 +4,6 @@ import time
 import torch
 import torch.nn.functional as F
 
-from mmaselect.extract import seeded_noise
 from mmaselect.selection.scores.probe import pooled
 
 PARTS = 3  # of a task's images: probes are fitted on one and tested on the others
@@ -32,7 +31,13 @@ def fit(features, targets):
     n, mean, target, deviation = len(x), x.mean(0), y.mean(0), x.std(0)
     scale = torch.where(deviation > 1e-6 * x.abs().amax(0), 1 / deviation.clamp_min(1e-12), 0)  # (F,)
     x, y = (x - mean) * scale, y - target
-    values, vectors = torch.linalg.eigh(x.T @ x / n)
+    if n < x.shape[1]:  # the smaller of the two matrices has the same eigenvalues
+        values, vectors = torch.linalg.eigh(x @ x.T / n)
+        kept = values > 1e-12 * values[-1]
+        values = values[kept]
+        vectors = x.T @ vectors[:, kept] / (n * values).sqrt()
+    else:
+        values, vectors = torch.linalg.eigh(x.T @ x / n)
     cross = vectors.T @ (x.T @ y / n)  # (F, C)
     x, y, classes = (x @ vectors).float(), y.float(), targets.argmax(1)
 
@@ -76,37 +81,20 @@ def accuracy(outputs, grid, labels, classes):
     return (100 * (right / union.clamp_min(1))[union > 0].double().mean()).item()
 
 
-@torch.no_grad()
-def exhaustive(task, timesteps):
-    """What a probe of each timestep and tap is worth, and the seconds that the search takes with one of the parts.
+def tested(features, labels, classes, grid, fitted):
+    """What probes of one tap are worth, on images that they were not fitted on.
 
-    A probe is fitted on one part of the images and tested on each of the others. The features are those that a backbone gives:
-    every image gets the same noise.
+    Args:
+        features (Tensor): (N, m, F), as ``inputs`` gives them.
+        labels (Tensor): (N,) or (N, H, W).
+        classes (int): How many there are.
+        grid (tuple[int, int]): Of the feature map.
+        fitted (Sequence[Tensor]): For each of ``PARTS`` the images that its probe is fitted on: some of ``part::PARTS``.
 
     Returns:
-        tuple[Tensor, float, float]: Accuracies (PARTS, PARTS - 1, T, taps), by the part of the fit and that of the test; the
-            seconds of these timesteps; and those of encoding the images, 0 where they were.
+        list[list[float | None]]: Accuracies (PARTS, PARTS) in per cent, by the part of the fit and that of the test.
     """
-    start = clock()
-    latents, encoding = task.latents, clock() - start
-    start, fitting, table = clock(), 0.0, []
-    classes = int(task.images.labels[task.images.labels != 255].max()) + 1
-    grid = [side // task.extractor.family.patch_size for side in latents[0].shape[-2:]]
-    labels = task.images.labels.to(latents[0].device)
     wanted = targets(grid, labels, classes)  # (N, m, C)
-    noise = seeded_noise(latents[0].shape[1:], 0)[None]
-    for t in timesteps:
-        batches = [[inputs(own, labels) for own in task.extractor.features(latent, t, noise)] for latent in latents]
-        begin = clock()
-        for features in zip(*batches, strict=True):
-            table.append(_tested(torch.cat(features), wanted, grid, labels, classes))
-        fitting += clock() - begin
-    table = torch.tensor(table).view(len(timesteps), -1, PARTS, PARTS - 1).permute(2, 3, 0, 1)
-    return table, clock() - start - fitting * (1 - 1 / PARTS), encoding
-
-
-def _tested(features, wanted, grid, labels, classes):
-    """Accuracies, (PARTS, PARTS - 1), of probes of one tap, from features (N, m, F) and targets (N, m, C)."""
-    probes = [fit(features[part::PARTS].flatten(0, 1), wanted[part::PARTS].flatten(0, 1)) for part in range(PARTS)]
-    return [[accuracy(probe(features[other::PARTS]), grid, labels[other::PARTS], classes)
-             for other in range(PARTS) if other != part] for part, probe in enumerate(probes)]
+    probes = [fit(features[own].flatten(0, 1), wanted[own].flatten(0, 1)) for own in fitted]
+    return [[None if part == other else accuracy(probe(features[other::PARTS]), grid, labels[other::PARTS], classes)
+             for other in range(PARTS)] for part, probe in enumerate(probes)]

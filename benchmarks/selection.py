@@ -1,134 +1,167 @@
-"""Does the selection choose well? Every score against an exhaustive search, in one run.
+"""Does the selection choose well? Rules that choose a timestep against what a probe finds at every timestep.
 
-    python benchmarks/selection.py                        # the table of benchmarks/README.md; hours on two cores
-    python benchmarks/selection.py --tasks noisy --seeds 0
+    python benchmarks/selection.py                        # all settings; what was measured before is read from the work dir
+    python benchmarks/selection.py --tasks noisy digits
     python benchmarks/selection.py CONFIG --checkpoint CHECKPOINT --images 2000     # your own model and data
 
-The exhaustive search fits a probe (closed-form ridge regression) for every timestep, block and tap on a third of the images, and
-tests it on the other two thirds; its best is the oracle. Regret is the oracle's accuracy minus that of the timestep that a score
-picks, which is the middle of its plateau, in points, for each tap, and for the tap and timestep that it picks together ('joint').
-A seed is another third of the images to choose on and to fit probes on, and other views for the score. The oracle is the luckiest
-of all candidates on its test images, which no choice made on other images can be: the fair regret takes the best of one third of
-the images for the oracle, and compares on the other.
+Two things are kept apart. *Measuring* takes the hours: for every setting, timestep and tap the accuracy of probes that are fitted
+on a third of the images and tested on the others, and the value of every score on images of that third. A seed is the third.
+*Rules* (rules.py) are functions from the scores' curves to a timestep; to judge them all takes seconds. A rule that chooses with
+the images of a seed is judged by the mean of the probes that are tested on other images.
 """
 import argparse
-from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
-from multiprocessing import get_context
+from functools import cached_property
 from pathlib import Path
 
 import record
+import rules
 import tasks
 import torch
-from probes import PARTS, clock, exhaustive
+from probes import PARTS, inputs, tested
 from record import ROOT
-from scipy.stats import spearmanr
-from tables import report
 from tqdm import tqdm
 
-from mmaselect.extract import TAPS
-from mmaselect.selection import Measurement, TensorImages, scores
-from mmaselect.selection.candidates import even, middle
-from mmaselect.selection.sweep import PLATEAU, randomised, weights_hash
+from mmaselect.extract import seeded_noise
+from mmaselect.selection import TensorImages, scores
+from mmaselect.selection.measure import Measurement, on_grid
+from mmaselect.selection.sweep import weights_hash
 
-RANDOM_IMAGES = 128  # on which scores are compared with those of random weights
-SHARES = 4  # that a search is done in
-# What each kind of work depends on, as it was when this process began.
-SOURCES = {'search': record.digest('mmaselect/extract/**/*.py', 'benchmarks/probes.py', 'benchmarks/tasks.py'),
-           'scores': record.digest('mmaselect/extract/**/*.py', 'mmaselect/selection/**/*.py', 'benchmarks/*.py')}
+TIMESTEPS = [0, 25, 50, 100, 150, 261, 400, 700]  # the constants of ``rules`` among them
+MEASURED = 1  # raised where what is measured changes, so that what was kept is measured anew
+# Scores, and the score that has the same ``observe``: what that gives of an image is kept, and makes the values of all of them.
 SCORES = {
-    'hfr': 'hfr', 'hfr, low cutoff': dict(type='hfr', cutoff=0.25), 'hfr, all but the mean': dict(type='hfr', cutoff=0.0),
-    'hfr_coherent': 'hfr_coherent', 'view_consistency': 'view_consistency',
-    'view_consistency, all': dict(type='view_consistency', components=None),
-    'cell_consistency': 'cell_consistency', 'half_consistency': 'half_consistency', 'rankme': 'rankme',
-    'alpha_req': 'alpha_req', 'lidar': 'lidar', 'fisher': 'fisher', 'ridge': 'ridge',
-    'ridge, 0.1, accuracy': dict(type='ridge', ridge=0.1, measure='accuracy'), 'auto': 'auto'}
+    'half_consistency': ('half_consistency', 'half_consistency'), 'view_consistency': ('view_consistency', 'view_consistency'),
+    'cell_consistency': ('cell_consistency', 'cell_consistency'), 'rankme': ('rankme', 'rankme'),
+    'hfr': ('hfr', 'hfr'), 'ridge': ('ridge', 'ridge'),
+    'ridge, 0.1, accuracy': (dict(type='ridge', ridge=0.1, measure='accuracy'), 'ridge')}
 
 
-def spearman(a, b):
-    """Rank correlation of two lists; 0 where one of them is constant."""
-    return float(spearmanr(a, b).statistic) if len(set(a)) > 1 and len(set(b)) > 1 else 0.0
+class Measured:
+    """What is measured of a task, timestep by timestep, and kept in a folder.
 
-
-def tabled(extractor, group, images, timesteps, seed):
-    """For each score of a group its values on all of the images, (T, taps), and its seconds."""
-    measurement = Measurement(extractor, group, seed=seed, forward_batch=images.batch_size)
-    values, own = torch.zeros(len(group), len(timesteps), len(extractor.taps)), [0.0] * len(group)
-    start = clock()
-    measurement.add(images.batches(0, len(images)))
-    seconds = clock() - start
-    for at, timestep in enumerate(timesteps):
-        start = clock()
-        measurement.run([timestep])
-        seconds += clock() - start
-        for place, score in enumerate(group):
-            start = clock()
-            for _, tap, rows, total in measurement.gathered(place):
-                values[place, at, tap] = score.value(rows, total)
-            own[place] += clock() - start
-        measurement.forget()  # the rows of all timesteps would take gigabytes
-    for score, table, mine in zip(group, values, own, strict=True):
-        # Its share of the forward passes, where nearly all of the time goes.
-        yield score, table, seconds * score.views / measurement.per_image + mine
-
-
-def measure(task, timesteps, names, passes, seed):
-    """For each score by its name: its ``values`` [T][taps], ``ceiling`` [taps], the best that it gives random weights,
-    or None, the ``images`` and the ``forwards`` that it looks at, and its ``seconds``.
-
-    Every score has the same number of forward passes per timestep: one that compares two views looks at half as many images.
+    Args:
+        task (tasks.Task): Images in a random order: ``seed::PARTS`` are those of a seed.
+        seen (int): Images of each seed that scores of two views look at; those of one view take no forward passes that the probes
+            do not take, and look at all of a seed.
+        labels (Sequence[int | None]): How many images of each class probes are fitted on; None is all.
+        folder (Path | None): Where it is kept.
+        keep_rows (bool): Whether to keep what the scores see of the images as well, for scores that come later.
     """
-    def part(count):
-        return TensorImages(*(of[seed::PARTS][:count] for of in (task.images.images, task.images.labels)), task.images.batch_size)
-    most, found = part(passes), {}
-    built = {name: scores.build(SCORES[name], most) for name in names}
-    for views in {score.views for score in built.values()}:
-        group = [*dict.fromkeys(score for score in built.values() if score.views == views)]  # 'auto' is one of the others
-        control = [score for score in group if score.comparable and not score.labelled]
-        ceilings = {score: values.amax(0).tolist() for score, values, _ in tabled(
-            randomised(task.extractor, seed), control, part(RANDOM_IMAGES), timesteps, seed)} if control else {}
-        images = part(passes // views)
-        for score, values, seconds in tabled(task.extractor, group, images, timesteps, seed):
-            for name in (name for name in names if built[name] == score):
-                found[name] = dict(values=values.tolist(), ceiling=ceilings.get(score), images=len(images),
-                                   forwards=views * len(images) * len(timesteps), seconds=seconds)
-    return {name: found[name] for name in names}
+
+    def __init__(self, task, seen, labels=(None, ), folder=None, keep_rows=False):
+        self.task, self.labels, self.folder, self.keep_rows = task, labels, folder, keep_rows
+        images = task.images
+        own = images.labels[:seen * PARTS]
+        self.parts = [slice(seed, seen * PARTS, PARTS) for seed in range(PARTS)]
+        self.classes = int(images.labels[images.labels != 255].max()) + 1
+        self.asked = dict(
+            measured=MEASURED, taps=[list(tap) for tap in task.extractor.taps], count=len(images), seen=len(own) // PARTS,
+            images=images.images.double().sum().item(), labels=images.labels.sum().item(), weights=weights_hash(task.extractor),
+            levels=task.extractor.process.sigma.sum().item())
+
+    def fitted(self, labels):
+        """Which images the probe of each part is fitted on."""
+        everything = torch.arange(len(self.task.images))
+        if labels is None:
+            return [everything[seed::PARTS] for seed in range(PARTS)]
+        return [everything[own][first_of_each(self.task.images.labels[own], labels)] for own in self.parts]
+
+    @cached_property
+    def views(self):
+        """For each seed the augmented views that scores of two views compare, encoded."""
+        pairs = [scores.build(name) for name in ROWS if scores.build(name).views > 1]
+        found = []
+        for seed, own in enumerate(self.parts):
+            images = TensorImages(self.task.images.images[own], None, self.task.images.batch_size)
+            found.append(Measurement(self.task.extractor, pairs, seed=seed, forward_batch=2 * images.batch_size))
+            found[-1].add(images.batches(0, len(images)))
+        return found
+
+    def at(self, t):
+        """Of a timestep: ``accuracy``, by labels, (taps, PARTS, PARTS), and ``values``, by labels and score, (seeds, taps)."""
+        path = None if self.folder is None else self.folder / f't{t}.json'
+        return record.kept(path, dict(self.asked, t=t, few=list(self.labels), scores=str(SCORES)), lambda: self._at(t))
+
+    def _at(self, t):
+        kept = None if self.folder is None else self.folder / f't{t}.pt'
+        asked = str(dict(self.asked, t=t, few=list(self.labels)))
+        if kept is not None and kept.is_file():
+            seen = torch.load(kept, weights_only=True)
+            if seen['asked'] == asked and set(ROWS) <= set(seen['rows']):
+                return dict(accuracy=seen['accuracy'], values=self.values(seen['rows']))
+        accuracy, rows = self.look(t)
+        if self.keep_rows:
+            torch.save(dict(asked=asked, accuracy=accuracy, rows=rows), kept)
+        return dict(accuracy=accuracy, values=self.values(rows))
+
+    @torch.no_grad()
+    def look(self, t):
+        """Accuracies of probes, and what scores see of the images: by score, seed and tap, rows (seen, ...)."""
+        extractor, images = self.task.extractor, self.task.images
+        single = {name: scores.build(name) for name in ROWS if scores.build(name).views == 1}
+        noise = seeded_noise(self.task.latents[0].shape[1:], 0)[None]
+        device = self.task.latents[0].device
+        features, rows = [], {name: [[] for _ in extractor.taps] for name in single}
+        for latent, labels in zip(self.task.latents, images.labels.split(images.batch_size), strict=True):
+            maps = extractor.features(latent, t, noise)
+            features.append([inputs(own, labels) for own in maps])
+            cells = on_grid(labels, maps[0].shape[-2:], extractor.token_stride).to(device)
+            for name, score in single.items():
+                for own, found in zip(maps, rows[name], strict=True):
+                    found.append(score.observe([own], cells).float().cpu())
+        grid = maps[0].shape[-2:]
+        rows = {name: [[torch.cat(own)[seed::PARTS] for own in taps] for seed in range(PARTS)] for name, taps in rows.items()}
+        labels = images.labels.to(device)
+        accuracy = {str(few): [] for few in self.labels}
+        for own in zip(*features, strict=True):
+            own = torch.cat(own)
+            for few in self.labels:
+                accuracy[str(few)].append(tested(own, labels, self.classes, grid, self.fitted(few)))
+        for view in self.views:
+            view.run([t])
+            for place, score in enumerate(view.scores):
+                rows.setdefault(score.name, []).append([own.float() for _, _, own, _ in view.gathered(place)])
+            view.forget()
+        return accuracy, rows
+
+    def values(self, rows):
+        """Of every score, for each number of labels, (seeds, taps)."""
+        found = {}
+        for few in self.labels:
+            found[str(few)] = own = {}
+            for name, (score, source) in SCORES.items():
+                score = scores.build(score)
+                own[name] = [[score.value(self.chosen(taps[tap], few, seed).double()) for tap in range(len(taps))]
+                             for seed, taps in enumerate(rows[source])]
+        return found
+
+    def chosen(self, rows, few, seed):
+        """Those of a seed's rows that are there where only so few images of each class are."""
+        return rows if few is None else rows[first_of_each(self.task.images.labels[self.parts[seed]], few)]
 
 
-def rows_of(task, timesteps, accuracy, exhaustive_seconds, plateau, score_taps, name, seed, *, values, ceiling, images, forwards,
-            seconds):
-    """A row per tap, one for the joint choice, and one for that by what a tap has above its ceiling, if any. ``accuracy`` is that
-    of this seed's probes, (PARTS - 1, T, taps), ``score_taps`` the features whose mean score chooses for every tap, if any, and
-    the rest is ``measure``'s."""
-    values, ceiling = torch.tensor(values), None if ceiling is None else torch.tensor(ceiling)
-    common = dict(setting=task.name, model=task.model, dataset=task.dataset, score=name, plateau=plateau, score_taps=score_taps,
-                  seed=seed, images=images, forwards=forwards, seconds=round(seconds, 1),
-                  exhaustive_seconds=round(exhaustive_seconds, 1))
+ROWS = list(dict.fromkeys(rows for _, rows in SCORES.values()))
 
-    def row(block, tap, among, values):
-        """Of the choice among some of the columns of both tables: the column with the highest score, and there the plateau's."""
-        columns = len(among)
-        column = int(values[:, among].amax(0).argmax())
-        chosen = int(middle(values[:, among[column]], timesteps, plateau)) * columns + column
-        ours, parts = values[:, among].flatten(), accuracy[:, :, among].flatten(1)  # (T * columns,), (PARTS - 1, T * columns)
-        theirs = parts.mean(0)
-        best = int(theirs.argmax())
-        found, oracle = theirs[chosen].item(), theirs[best].item()
-        bests = [parts[other, parts[1 - other].argmax()] for other in (0, 1)]  # each the best on the other's images
-        return dict(common, tap=tap, block=block, oracle_t=timesteps[best // columns], oracle=round(oracle, 2),
-                    chosen_t=timesteps[chosen // columns], chosen=round(found, 2), regret_points=round(oracle - found, 2),
-                    fair_regret_points=round((sum(bests) / len(bests)).item() - found, 2),
-                    spearman=round(spearman(ours.tolist(), theirs.tolist()), 3))
 
-    taps = task.extractor.taps
-    judges = [k for k, (_, tap) in enumerate(taps) if tap in (score_taps or ())]
-    mean = values[:, judges].mean(1, keepdim=True).expand_as(values)
-    for k, (block, tap) in enumerate(taps):
-        yield row(block, tap, [k], mean if judges else values)
-    for kind, own in (('joint', values), ('above random', None if ceiling is None else values - ceiling)):
-        if own is not None:
-            block, tap = taps[int(own.amax(0).argmax())]
-            yield row(None, f'{kind}: {tap} of block {block}', list(range(len(taps))), own)
+def first_of_each(labels, count):
+    """Places of the first ``count`` of each class."""
+    return torch.cat([(labels == name).nonzero()[:count, 0] for name in labels.unique()]).sort().values
+
+
+def rows_of(name, setting, task, timesteps, found):
+    """Rows of results: a setting, seed, timestep and tap, the accuracy, and the value of every score."""
+    process, few = task.extractor.process, str(setting.labels)
+    for t, own in zip(timesteps, found, strict=True):
+        log_snr = process.log_snr(t)
+        clocked = t if setting.clock is None else tasks.on_clock(log_snr, setting.clock, len(process))
+        for seed in range(PARTS):
+            for k, (block, tap) in enumerate(task.extractor.taps):
+                accuracy = own['accuracy'][few][k]
+                tests = [accuracy[part][other] for part in range(PARTS) for other in range(PARTS) if other not in (part, seed)]
+                values = {score: float(f'{value[seed][k]:.5g}') for score, value in own['values'][few].items()}
+                yield dict(setting=name, held_out=int(setting.held_out), dense=int(task.images.label_kind == 'pixel'), seed=seed,
+                           t=clocked, log_snr=round(log_snr, 3), block=block, tap=tap,
+                           accuracy=round(sum(tests) / len(tests), 3), **values)
 
 
 def from_config(path, checkpoint, count):
@@ -148,115 +181,72 @@ def from_config(path, checkpoint, count):
         raise SystemExit(f'{path} has no DiTBackbone or no AutoTimestepNeck')
     found = [(images.cpu(), labels) for _, images, labels in hook.images_of(cfg, model, neck, count).batches(0, count)]
     if any(labels is None for _, labels in found) or len({images.shape[1:] for images, _ in found}) > 1:
-        raise SystemExit('the exhaustive search needs labels, and images of one size: set image_size of the neck')
+        raise SystemExit('probes need labels, and images of one size: set image_size of the neck')
     images, labels = torch.cat([images for images, _ in found]), torch.cat([labels.cpu() for _, labels in found])
     if len(images) < 2 * PARTS:
         raise SystemExit(f'{path} gives {len(images)} training images, too few to fit probes on a third of them')
     backbone.unfold()
-    backbone.extractor.set_taps(neck.tap_candidates or hook.default_taps(backbone))
-    return tasks.Task(Path(path).stem, str(checkpoint or path), 'training images', backbone.extractor.eval(),
+    return tasks.Task(Path(path).stem, backbone.extractor.eval(),
                       TensorImages(images, labels, max(1, 100 * 64**2 // images[0, 0].numel())))
 
 
-@lru_cache(1)
-def setting(name, images, masks, device, config, checkpoint):
-    """A setting's task; that of a config where there is one."""
-    return from_config(config, checkpoint, images) if config else tasks.build(name, images, masks, device)
-
-
-def work(args, name, kind, which):
-    """A part of what a setting takes, kept in a file of the work dir: of its 'search' one of ``SHARES`` of the timesteps, of the
-    'scores' those of a seed."""
-    task = setting(name, args.images, args.masks, args.device, args.config, args.checkpoint)
-    missing = set(args.score_taps or ()).difference(tap for _, tap in task.extractor.taps)
-    if missing:
-        raise SystemExit(f'{name} reads no {", ".join(sorted(missing))}: name other --score-taps, or add to the neck\'s '
-                         'tap_candidates')
-    timesteps, device = even(len(task.extractor.process), args.timesteps), next(task.extractor.parameters()).device.type
-    asked = dict(timesteps=timesteps, taps=[list(tap) for tap in task.extractor.taps], count=len(task.images),
-                 images=task.images.images.double().sum().item(), labels=task.images.labels.sum().item(),
-                 weights=weights_hash(task.extractor), bf16=args.bf16, device=device, torch=torch.__version__,
-                 sources=SOURCES[kind])
-    path = None if args.config else args.work_dir / f'{name}_{kind}_{which}.json'.replace(' ', '_')
-    with torch.autocast(device, torch.bfloat16, enabled=args.bf16):
-        if kind == 'scores':
-            asked.update({name: str(SCORES[name]) for name in args.scores}, passes=args.passes)
-            return record.kept(path, asked, lambda: measure(task, timesteps, args.scores, args.passes, which))
-
-        def search():
-            accuracy, seconds, encoding = exhaustive(task, timesteps[which::SHARES])
-            return dict(accuracy=accuracy.tolist(), seconds=seconds, encoding=encoding)
-        return record.kept(path, dict(asked, parts=PARTS), search)
-
-
-def worked(args, parts):
-    """What ``work`` found of each part, in their order, as soon as it is there."""
-    if args.workers == 1:
-        yield from (work(args, *part) for part in parts)
-        return
-    with ProcessPoolExecutor(args.workers, get_context('spawn'), torch.set_num_threads, (1, )) as pool:
-        futures = [pool.submit(work, args, *part) for part in parts]
-        try:
-            yield from (future.result() for future in futures)
-        finally:
-            pool.shutdown(cancel_futures=True)  # where one failed, the others are not waited for
-
-
-def rows_of_setting(args, name, found):
-    """All rows of a setting, from what ``work`` found of its parts, by their kind and place."""
-    task = setting(name, args.images, args.masks, args.device, args.config, args.checkpoint)
-    timesteps = even(len(task.extractor.process), args.timesteps)
-    searches = {which: search for (kind, which), search in found.items() if kind == 'search'}
-    accuracy = torch.empty(PARTS, PARTS - 1, len(timesteps), len(task.extractor.taps))
-    for share, search in searches.items():
-        accuracy[:, :, share::SHARES] = torch.tensor(search['accuracy'])
-    seconds = sum(search['seconds'] for search in searches.values()) + max(search['encoding'] for search in searches.values())
-    return [row for seed in args.seeds for score, own in found['scores', seed].items()
-            for row in rows_of(task, timesteps, accuracy[seed], seconds, args.plateau, args.score_taps, score, seed, **own)]
-
-
-def main():
+def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', nargs='?', help='a config of your own, in place of the built-in settings')
     parser.add_argument('--checkpoint', help='weights for the config')
-    parser.add_argument('--images', type=int, default=6000, help='a third is chosen and fitted on, the others are tested on')
-    parser.add_argument('--masks', type=int, default=1500, help='images of the built-in settings that have masks')
-    parser.add_argument('--passes', type=int, default=512, help='forward passes per timestep that a score may take')
-    parser.add_argument('--timesteps', type=int, default=20)
-    parser.add_argument('--plateau', type=float, default=PLATEAU, help='as of the sweep; 0 takes the best')
-    parser.add_argument('--score-taps', nargs='+', choices=TAPS, metavar='TAP',
-                        help='features whose mean score over the blocks chooses for every tap: value is the neck\'s "auto"')
+    parser.add_argument('--images', type=int, default=900, help='a third is chosen and fitted on, the others are tested on')
+    parser.add_argument('--masks', type=int, default=450, help='images of the built-in settings that have masks')
+    parser.add_argument('--seen', type=int, default=128, help='images of a seed that scores of two views look at')
+    parser.add_argument('--timesteps', type=int, nargs='+', default=TIMESTEPS)
     parser.add_argument('--tasks', nargs='+', choices=tasks.TASKS, default=list(tasks.TASKS), metavar='TASK')
-    parser.add_argument('--scores', nargs='+', choices=SCORES, default=list(SCORES), metavar='SCORE')
-    parser.add_argument('--seeds', type=int, nargs='+', choices=range(PARTS), default=list(range(PARTS)))
-    parser.add_argument('--bf16', action='store_true', help='features in bfloat16')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='of the built-in settings')
-    parser.add_argument('--workers', type=int, default=1, help='processes of one thread each; a config of your own takes one')
+    parser.add_argument('--keep-rows', action='store_true',
+                        help='keep what the scores see of the images, about 1 GB a setting: a new score then takes seconds')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'selection',
                         help='where what was found is kept: a run that was interrupted goes on from there')
-    parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'selection.csv.gz',
-                        help='a .csv.gz or .json file; tables.py makes the tables anew from it')
-    args = parser.parse_args()
-    if args.config and args.workers > 1:
-        parser.error('a config of your own takes one worker')
-    names = [Path(args.config).stem] if args.config else args.tasks
-    if not args.config:
-        tasks.check(args.tasks)
-    head, rows = record.head(), []
-    kinds = [('search', share) for share in range(min(SHARES, args.timesteps))] + [('scores', seed) for seed in args.seeds]
-    found = worked(args, [(name, *kind) for name in names for kind in kinds])
-    with tqdm(total=len(names) * len(kinds), desc='search and scores', unit=' parts') as bar:
-        for name in names:
-            own = {}
-            for kind in kinds:
-                own[kind] = next(found)
-                bar.update()
-            rows += rows_of_setting(args, name, own)
+    parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'selection.csv.gz')
+    return parser.parse_args(argv)
+
+
+def measure(args):
+    """All rows of the settings that are asked for; of those that cannot be measured it says why."""
+    left = {name: tasks.missing(name) for name in args.tasks}
+    for name, reason in left.items():
+        if reason:
+            print(f'{name} is left out: {reason}')
+    names, rows, head = [name for name in args.tasks if not left[name]], [], record.head()
+    with tqdm(total=len(names) * len(args.timesteps), desc='settings x timesteps') as bar:
+        while names:
+            setting = tasks.TASKS[names[0]].measured
+            alike = [name for name in names if tasks.TASKS[name].measured == setting]
+            # Those of all tasks, so that what is kept does not depend on which were asked for.
+            labels = list(dict.fromkeys(own.labels for own in tasks.TASKS.values() if own.measured == setting))
+            bar.set_postfix_str(alike[0])
+            task = tasks.build(alike[0], args.images, args.masks, args.device)
+            folder = args.work_dir / f'{setting.model}_{setting.source.__name__}_{setting.degrade.__name__}_{setting.size}'
+            measured, found = Measured(task, args.seen, labels, folder, args.keep_rows), []
+            folder.mkdir(parents=True, exist_ok=True)
+            for t in args.timesteps:
+                found.append(measured.at(t))
+                bar.update(len(alike))
+            for name in alike:
+                rows += rows_of(name, tasks.TASKS[name], task, args.timesteps, found)
+            names = [name for name in names if name not in alike]
             record.write(args.out, head, rows)  # at once, since the whole takes hours
-            tqdm.write(report([row for row in rows if row['setting'] == name]))
-    if len(names) > 1:
-        print(f'\n{report(rows)}')
-    print(f'written to {args.out}')
+    return rows
+
+
+def main():
+    args = parse()
+    if args.config:
+        head = record.head()
+        task = from_config(args.config, args.checkpoint, args.images)
+        found = [Measured(task, args.seen).at(t) for t in args.timesteps]
+        rows = list(rows_of(task.name, tasks.Setting(None, None), task, args.timesteps, found))
+        record.write(args.out, head, rows)
+    else:
+        rows = measure(args)
+    print(f'{rules.report(rows)}\n\nwritten to {args.out}')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,9 @@
-"""What the choice is measured on: models, real images and their labels."""
+"""What the choice is measured on: settings, each a model, real images and their labels."""
+import dataclasses
 import functools
 import importlib.util
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,22 +14,20 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
-from mmaselect.extract import TAPS, Extractor
+from mmaselect.extract import Extractor
 from mmaselect.selection import TensorImages
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / 'data'
 MODELS = {'latent': ROOT / 'configs' / 'fashion_dit', 'pixel': ROOT / 'configs' / 'fashion_pixel_dit',
-          'flow': ROOT / 'work_dirs' / 'flow_dit'}
-BLOCKS = (2, 4, 5, 6)
+          'flow': ROOT / 'work_dirs' / 'flow_dit', 'photo': ROOT / 'configs' / 'cifar10_dit'}
+TAPS = [(2, 'value'), (4, 'value'), (5, 'hidden'), (5, 'value'), (6, 'value')]
 
 
 @dataclass
 class Task:
     """A model and labelled images, in a random order."""
     name: str
-    model: str
-    dataset: str
     extractor: Extractor
     images: TensorImages
 
@@ -47,7 +47,13 @@ def enlarge(images, side):
 
 def shuffled(count, of):
     """Which ``count`` of ``of`` images, at random but always the same."""
-    return torch.randperm(of, generator=torch.Generator().manual_seed(0))[:count]
+    return torch.randperm(of, generator=torch.Generator().manual_seed(0))[:count].tolist()
+
+
+def picture(path, width, height):
+    """A photograph of this size, (3, height, width) in [-1, 1]."""
+    photo = Image.open(path).convert('RGB').resize((width, height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def fashion(count, side):
@@ -65,14 +71,33 @@ def digits(count, side):
     return enlarge(torch.tensor(loaded.images)[chosen] * 255 / 16, side), torch.tensor(loaded.target)[chosen]
 
 
-def scenes(count):
+def cifar(count, side):
+    """Photographs of CIFAR-10's test set, and their labels."""
+    files = sorted((DATA / 'cifar10' / 'test').glob('*/*'))
+    classes = sorted({path.parent.name for path in files})
+    files = [files[index] for index in shuffled(count, len(files))]
+    labels = torch.tensor([classes.index(path.parent.name) for path in files])
+    return torch.stack([picture(path, side, side) for path in files]), labels
+
+
+def scenes(count, side):
     """The fashion scenes and their masks. There are 2,500; the models saw none, but the garments in 2,000 of them."""
     folder = DATA / 'fashion_scenes'
     files = sorted((folder / 'img_dir').glob('train/*.png')) + sorted((folder / 'img_dir').glob('val/*.png'))
     files = [files[index] for index in shuffled(count, len(files))]
-    images = np.stack([np.asarray(Image.open(path)) for path in files])
     masks = np.stack([np.asarray(Image.open(folder / 'ann_dir' / path.parent.name / path.name)) for path in files])
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1, torch.from_numpy(masks).long()
+    return torch.stack([picture(path, side, side) for path in files]), torch.from_numpy(masks).long()
+
+
+def camvid(count, side):
+    """CamVid's 701 photographs of streets at 3 : 4, half as high again as the model's side, and their masks of 11 classes."""
+    files = sorted(path for part in ('train', 'val', 'test') for path in (DATA / 'CamVid' / part).glob('*'))
+    files = [files[index] for index in shuffled(count, len(files))]
+    height, width = 3 * side // 2, 2 * side
+    masks = [np.array(Image.open(DATA / 'CamVid' / f'{path.parent.name}annot' / f'{path.stem}.png')
+                      .resize((width, height), Image.Resampling.NEAREST)) for path in files]
+    masks = torch.from_numpy(np.stack(masks)).long()
+    return torch.stack([picture(path, width, height) for path in files]), masks.where(masks < 11, 255)
 
 
 def clean(images):
@@ -99,34 +124,100 @@ def jpeg(images):
     return torch.stack(out)
 
 
-TASKS = {  # name: model, images, what was done to them
-    'classification': ('latent', fashion, clean),
-    'segmentation': ('latent', scenes, clean),
-    'pixel': ('pixel', fashion, clean),
-    'flow': ('flow', fashion, clean),
-    'digits': ('latent', digits, clean),
-    'noisy': ('latent', fashion, noisy),
-    'noisy pixel': ('pixel', fashion, noisy),
-    'noisy segmentation': ('latent', scenes, noisy),
-    'blurred': ('latent', fashion, blurred),
-    'jpeg segmentation': ('latent', scenes, jpeg)}
+def cosine(steps):
+    """log-SNR of the cosine schedule (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17), (T,)."""
+    def kept(share):
+        return ((share + 0.008) / 1.008 * math.pi / 2).cos().square()
+    share = torch.arange(steps + 1, dtype=torch.float64) / steps
+    return torch.logit((kept(share[1:]) / kept(share[0])).clamp_min(1e-12))
 
 
-def check(names):
-    """Ends the program where something is missing, before hours have gone into what comes before it."""
-    for model, images, _ in map(TASKS.get, names):
-        if not (MODELS[model] / 'loss.png').is_file():
-            raise SystemExit(f'{MODELS[model]} is missing: make it with `make {MODELS[model].relative_to(ROOT)}/loss.png`')
-        if images is digits and not importlib.util.find_spec('sklearn'):
-            raise SystemExit('the digits are scikit-learn\'s: pip install scikit-learn')
+def shifted(steps, shift=3):
+    """log-SNR of flow matching with a static shift (Esser et al. 2024, arXiv:2403.03206, section 5.3.2), (T,)."""
+    share = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    share = shift * share / (1 + (shift - 1) * share)
+    return 2 * ((1 - share).clamp_min(1e-8) / share).log()
+
+
+def on_clock(log_snr, clock, steps):
+    """The timestep at which another clock has this noise level.
+
+    A network that is given the time of the level it sees has the same features there, so that nothing is measured anew."""
+    return int((clock(steps) - log_snr).abs().argmin())
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting. ``size`` is that of the images to the model's own, ``clock`` another table of noise levels, ``labels`` how many
+    images of each class have one."""
+    model: str
+    source: object
+    degrade: object = clean
+    size: float = 1
+    clock: object = None
+    labels: int | None = None
+    held_out: bool = False
+
+    @property
+    def dense(self):
+        return self.source in (scenes, camvid)
+
+    @property
+    def measured(self):
+        """Of settings that differ only in their clock, or in how many labels there are, the features are the same."""
+        return dataclasses.replace(self, clock=None, labels=None, held_out=False)
+
+
+# Those that are not held out were looked at when the rules were made. Which these are was fixed before any table was made: they
+# are the eight of the table in which the rules of old lost to a constant, the scenes, and few labels.
+TASKS = {
+    'CIFAR-10': Setting('latent', cifar),
+    'CIFAR-10, few labels': Setting('latent', cifar, labels=10),
+    'CIFAR-10 pixel': Setting('pixel', cifar),
+    'CamVid': Setting('latent', camvid),
+    'segmentation': Setting('latent', scenes),
+    'noisy pixel': Setting('pixel', fashion, noisy),
+    'noisy': Setting('latent', fashion, noisy),
+    'pixel': Setting('pixel', fashion),
+    'classification': Setting('latent', fashion),
+    'digits': Setting('latent', digits),
+    # Held out.
+    'CIFAR-10, half size': Setting('latent', cifar, size=0.5, held_out=True),
+    'CamVid pixel': Setting('pixel', camvid, held_out=True),
+    'CamVid pixel, shifted clock': Setting('pixel', camvid, clock=shifted, held_out=True),
+    'noisy CIFAR-10 pixel': Setting('pixel', cifar, noisy, held_out=True),
+    'noisy CIFAR-10 pixel, cosine clock': Setting('pixel', cifar, noisy, clock=cosine, held_out=True),
+    'noisy CIFAR-10 pixel, few labels': Setting('pixel', cifar, noisy, labels=10, held_out=True),
+    'noisy segmentation': Setting('latent', scenes, noisy, held_out=True),
+    'CIFAR-10 photo': Setting('photo', cifar, held_out=True),
+    'CamVid photo': Setting('photo', camvid, held_out=True),
+    'blurred': Setting('latent', fashion, blurred, held_out=True),
+    'jpeg segmentation': Setting('latent', scenes, jpeg, held_out=True),
+    'pixel, double size': Setting('pixel', fashion, size=2, held_out=True),
+    'flow': Setting('flow', fashion, held_out=True)}
+
+
+def missing(name):
+    """What there is to do before a setting can be measured, or None."""
+    setting = TASKS[name]
+    model = MODELS[setting.model]
+    if not (model / 'transformer').is_dir():
+        return f'{model.relative_to(ROOT)} is missing: see the README of benchmarks'
+    folder = {cifar: DATA / 'cifar10', camvid: DATA / 'CamVid', fashion: DATA / 'fashion_mnist', scenes: DATA / 'fashion_scenes'}
+    if setting.source in folder and not folder[setting.source].is_dir():
+        return f'{folder[setting.source].relative_to(ROOT)} is missing: see the README of benchmarks'
+    if setting.source is digits and not importlib.util.find_spec('sklearn'):
+        return 'the digits are scikit-learn\'s: pip install scikit-learn'
+    return None
 
 
 def build(name, images, masks, device):
     """A task by its name, of so many images, or of so many where they have masks; fewer where there are not as many."""
-    model, source, degrade = TASKS[name]
-    taps = [(block, tap) for block in BLOCKS for tap in TAPS]
-    extractor = Extractor.from_pretrained(MODELS[model], taps).eval().to(device)
-    side = extractor.family.config.sample_size * extractor.encoder.stride  # of the images that it was made for
-    x, y = scenes(masks) if source is scenes else source(images, side)
-    dataset = source.__name__ + ('' if degrade is clean else f', {degrade.__name__}')
-    return Task(name, model, dataset, extractor, TensorImages(degrade(x), y, 100))
+    setting = TASKS[name]
+    extractor = Extractor.from_pretrained(MODELS[setting.model], TAPS).eval().to(device)
+    side = int(setting.size * extractor.family.config.sample_size * extractor.encoder.stride)  # of the images
+    x, y = setting.source(masks if setting.dense else images, side)
+    if setting.size > 1 and not setting.dense:
+        x, y = x[:images // 2], y[:images // 2]  # each takes four times as long
+    batch = max(1, 100 * 64 * extractor.token_stride**2 // x[0, 0].numel())
+    return Task(name, extractor, TensorImages(setting.degrade(x), y, batch))

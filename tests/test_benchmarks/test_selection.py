@@ -1,22 +1,24 @@
-"""The exhaustive search finds what was planted, and regret is what it says."""
-import argparse
+"""Probes find what was planted, what was measured is kept, and rules lose what they say."""
 import sys
+from functools import partial
 
 import pytest
 import runs
 import tiny
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from planted import BEST, TIMES, Planted
 
 sys.path.insert(0, str(runs.ROOT / 'benchmarks'))
 import probes
 import record
+import rules
 import selection
-import tables
+import tasks
 from tasks import Task
 
-from mmaselect.extract import seeded_noise
+from mmaselect.extract import NoiseProcess, seeded_noise
 from mmaselect.selection import TensorImages
 
 
@@ -36,6 +38,16 @@ def test_a_probe_is_the_ridge_regression_of_its_penalty(monkeypatch):
     y = targets.double()
     weights = torch.linalg.solve(x.T @ x + 0.3 * 40 * torch.eye(5, dtype=x.dtype), x.T @ (y - y.mean(0)))
     torch.testing.assert_close(probe(features * torch.tensor([1, 10, 1, 0.1, 1, 1])), (x @ weights + y.mean(0)).float())
+
+
+def test_fewer_samples_than_features_give_the_same_probe(monkeypatch):
+    monkeypatch.setattr(probes, 'PENALTIES', [0.3])
+    features, targets = labelled(30, 1.0, 0)
+    wide = torch.cat([features, seeded_noise((30, 34), 1)], 1)
+    x, y = wide.double(), targets.double()
+    x = (x - x.mean(0)) / x.std(0)
+    weights = x.T @ torch.linalg.solve(x @ x.T + 0.3 * 30 * torch.eye(30, dtype=x.dtype), y - y.mean(0))
+    torch.testing.assert_close(probes.fit(wide, targets)(wide), (x @ weights + y.mean(0)).float())
 
 
 def test_the_penalty_is_what_leaving_one_out_says(monkeypatch):
@@ -67,53 +79,92 @@ def planted_task():
     images = (colour + 0.01 * seeded_noise((180, 3, 12, 20), 1)).clamp(-1, 1)
     model = Planted()
     model.family = torch.nn.Linear(1, 1)  # a parameter, as models have them
-    model.family.patch_size = 1
-    return Task('planted', 'planted', 'colours', model, TensorImages(images, colour.flatten(1).argmax(1), 50))
+    return Task('planted', model, TensorImages(images, colour.flatten(1).argmax(1), 50))
 
 
-def test_search_and_choice_find_the_planted_timestep(monkeypatch):
-    monkeypatch.setattr(selection, 'randomised', lambda extractor, seed: extractor)  # it has no architecture
+def test_probes_and_rules_find_the_planted_timestep():
     task = planted_task()
-    accuracy, *_ = probes.exhaustive(task, list(TIMES))
-    assert accuracy.shape == (3, 2, len(TIMES), 1)
-    curve = accuracy.mean((0, 1))[:, 0]
-    assert curve[TIMES.index(BEST)] == curve.max() > 80
-    assert curve[TIMES.index(999)] < 50  # nothing is left of the images there
-    found = selection.measure(task, list(TIMES), ['half_consistency', 'ridge', 'auto'], 40, 0)
-    assert found['auto'] == found['half_consistency']  # measured once
-    for name, own in found.items():
-        rows = list(selection.rows_of(task, list(TIMES), accuracy[0], 9.0, 0.0, None, name, 0, **own))
-        labelled = name == 'ridge'
-        assert [row['chosen_t'] for row in rows] == [BEST] * (2 if labelled else 3) and rows[0]['regret_points'] == 0
-        assert (own['images'], own['forwards']) == ((40, 280) if labelled else (20, 280))
-        assert labelled == (own['ceiling'] is None)
+    measured = selection.Measured(task, 20, labels=[None, 4])
+    found = [measured.at(t) for t in TIMES]
+    for few in (None, 4):
+        rows = list(selection.rows_of('planted', tasks.Setting('', None, labels=few, held_out=True), task, TIMES, found))
+        assert len(rows) == len(TIMES) * probes.PARTS
+        for seen in rules.seen_of(rows):
+            assert seen.timesteps == list(TIMES) and seen.held_out and not seen.dense
+            curve = seen.accuracy[:, 0]
+            assert curve[TIMES.index(BEST)] == curve.max() > 80
+            assert curve[TIMES.index(999)] < 50  # nothing is left of the images there
+            for score in ('half_consistency', 'ridge') if few is None else ('half_consistency', ):
+                assert rules.regrets(partial(rules.plateau, score, 0, judges=None), seen).tolist() == [0]
 
 
-def test_regret_and_fair_regret_by_hand():
+def test_probes_are_tested_on_images_that_neither_they_nor_the_choice_have_seen():
     task = planted_task()
-    accuracy = torch.tensor([[50.0, 60, 56], [50, 52, 58]])[..., None]  # per part, of three timesteps; means 50, 56, 57
-    row, joint = rows_of(task, [0, 10, 20], accuracy, [[1.0], [3], [2]])
-    assert (row['chosen_t'], row['chosen'], row['oracle_t'], row['oracle'], row['regret_points']) == (10, 56, 20, 57, 1)
-    assert row['fair_regret_points'] == (56 + 52) / 2 - 56  # the best of the second part on the first, and the other way round
-    assert {key: row[key] for key in row if key not in ('tap', 'block')} == {
-        key: joint[key] for key in joint if key not in ('tap', 'block')}
+    accuracy = [[[None, 1.0, 2.0], [4.0, None, 8.0], [16.0, 32.0, None]]]  # by the part of the fit and that of the test
+    found = dict(accuracy={'None': accuracy}, values={'None': {'x': [[0.5], [0.6], [0.7]]}})
+    rows = list(selection.rows_of('planted', tasks.Setting('', None), task, [100], [found]))
+    # Of seed 0 parts 1 and 2 are tested on, and so on.
+    assert [row['accuracy'] for row in rows] == [(1 + 2 + 8 + 32) / 4, (2 + 4 + 8 + 16) / 4, (1 + 4 + 16 + 32) / 4]
+    assert [row['x'] for row in rows] == [0.5, 0.6, 0.7]
 
 
-def rows_of(task, timesteps, accuracy, values, ceiling=None, seed=0, plateau=0.0, score_taps=None):
-    return selection.rows_of(task, timesteps, accuracy, 9.0, plateau, score_taps, 'x', seed, values=values, ceiling=ceiling,
-                             images=5, forwards=10, seconds=1.0)
+def test_few_labels_are_the_first_of_each_class():
+    labels = torch.tensor([2, 0, 2, 1, 2, 0, 0, 1])
+    assert selection.first_of_each(labels, 2).tolist() == [0, 1, 2, 3, 5, 7]
+    task = Task('tiny', tiny.extractor(), TensorImages(tiny.images(24), torch.arange(24) % 2))
+    fitted = selection.Measured(task, 8).fitted(2)
+    assert [own.tolist() for own in fitted] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
 
 
-def test_a_search_done_in_shares_is_the_whole_one(tmp_path, monkeypatch):
-    task = Task('tiny', 'tiny', 'random', tiny.extractor(), TensorImages(tiny.images(48), torch.arange(48) % 2))
-    monkeypatch.setattr(selection, 'setting', lambda *_: task)
-    monkeypatch.setattr(selection, 'rows_of', lambda task, timesteps, accuracy, *_, **own: [accuracy])
-    args = argparse.Namespace(config=None, checkpoint=None, images=48, masks=0, device='cpu', timesteps=7, bf16=False, passes=8,
-                              workers=1, plateau=0.0, score_taps=None, seeds=[0, 2], scores=['ridge'], work_dir=tmp_path)
-    parts = [('search', share) for share in range(selection.SHARES)] + [('scores', seed) for seed in args.seeds]
-    found = dict(zip(parts, selection.worked(args, [('tiny', *part) for part in parts]), strict=True))
-    whole, *_ = probes.exhaustive(task, selection.even(1000, 7))
-    torch.testing.assert_close(selection.rows_of_setting(args, 'tiny', found), [whole[0], whole[2]])
+def test_what_scores_have_seen_makes_the_same_values(tmp_path, monkeypatch):
+    """A score that comes later is made of what was kept, without a forward pass."""
+    task = Task('tiny', tiny.extractor(), TensorImages(tiny.images(48), torch.arange(48) % 2))
+    first = selection.Measured(task, 8, folder=tmp_path, keep_rows=True).at(100)
+    assert selection.Measured(task, 8, folder=tmp_path).at(100) == first
+    monkeypatch.setattr(selection, 'SCORES', dict(selection.SCORES, later=('ridge', 'ridge')))
+    monkeypatch.setattr(selection.Measured, 'look', None)
+    later = selection.Measured(task, 8, folder=tmp_path).at(100)
+    assert later['accuracy'] == first['accuracy']
+    assert later['values']['None'].pop('later') == later['values']['None']['ridge'] == first['values']['None']['ridge']
+    assert later['values'] == first['values']
+
+
+def test_masks_have_a_probe_per_cell():
+    images = tiny.images(24)
+    masks = (torch.arange(24)[:, None, None] // 3 + torch.arange(images.shape[-2])[:, None] // 8) % 3
+    masks = masks.expand(-1, -1, images.shape[-1])
+    task = Task('tiny', tiny.extractor(), TensorImages(images, masks.where(masks < 2, 255), 10))
+    measured = selection.Measured(task, 4)
+    assert measured.classes == 2
+    found = measured.at(100)
+    assert all(0 <= value <= 100 for taps in found['accuracy']['None'] for row in taps for value in row if value is not None)
+    assert set(found['values']['None']) == set(selection.SCORES)
+
+
+@pytest.mark.parametrize('clock', [tasks.cosine, tasks.shifted])
+def test_another_clock_has_the_same_noise_levels_at_other_timesteps(clock):
+    levels = clock(1000)
+    assert (levels.diff() < 0).all()
+    process = NoiseProcess.from_scheduler(DDPMScheduler())
+    found = [tasks.on_clock(process.log_snr(t), clock, 1000) for t in selection.TIMESTEPS]
+    assert found == sorted(set(found)) and found != selection.TIMESTEPS
+    for t, other in zip(selection.TIMESTEPS[1:], found[1:], strict=True):
+        assert levels[other - 1] > process.log_snr(t) > levels[other + 1]
+
+
+def test_clocks_are_those_of_the_literature():
+    cosine = DDPMScheduler(beta_schedule='squaredcos_cap_v2')
+    torch.testing.assert_close(tasks.cosine(1000)[:990], torch.logit(cosine.alphas_cumprod.double())[:990], atol=0.02, rtol=0.02)
+    flow = NoiseProcess.from_scheduler(FlowMatchEulerDiscreteScheduler(shift=3))
+    torch.testing.assert_close(tasks.shifted(1000)[:999], 2 * (flow.signal / flow.sigma).log()[:999])
+
+
+def test_every_setting_is_either_for_rules_or_held_out():
+    """At least 14, of both kinds, masks among both."""
+    found = list(tasks.TASKS.values())
+    assert len(found) >= 14
+    for held_out in (False, True):
+        assert {own.dense for own in found if own.held_out == held_out} == {False, True}
 
 
 def test_a_digest_is_of_what_the_sources_say(tmp_path, monkeypatch):
@@ -143,70 +194,57 @@ def test_rows_are_read_as_they_were_written(tmp_path, name):
         [type(value) for value in row.values()] for row in rows]
 
 
-def test_tables_of_the_repository(capsys):
-    """The program reads the shipped rows; its figures are those of benchmarks/README.md."""
-    tables.main(['--scores', 'half_consistency', 'ridge'])
-    printed = capsys.readouterr().out
-    page = (runs.ROOT / 'benchmarks' / 'README.md').read_text()
-    row = next(line for line in page.splitlines() if line.startswith('| `half_consistency` |'))
-    assert row in printed.splitlines()
-    with pytest.raises(SystemExit):
-        tables.main(['--scores', 'nothing'])
+def seen(accuracy, log_snr=(3.0, 0.0, -3.0), timesteps=(0, 100, 300), setting='a', seed=0, held_out=False, dense=False, taps=1,
+         **scores):
+    """Rows of one setting and seed; tables are lists by timestep, of one value for all taps or one each."""
+    def each(value):
+        return value if isinstance(value, (list, tuple)) else [value] * taps
+    return [dict(setting=setting, held_out=int(held_out), dense=int(dense), seed=seed, t=t, log_snr=log_snr[k], block=tap,
+                 tap='value' if tap else 'hidden', accuracy=each(accuracy[k])[tap],
+                 **{name: each(values[k])[tap] for name, values in scores.items()})
+            for k, t in enumerate(timesteps) for tap in range(taps)]
 
 
-def test_rank_correlation_by_hand():
-    assert selection.spearman([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx(1 - 6 * 2 / (4 * 15))
-    assert selection.spearman([1, 1, 2], [5, 5, 9]) == pytest.approx(1) and selection.spearman([1, 1], [2, 3]) == 0
+def test_regret_by_hand():
+    own, = rules.seen_of(seen([[50.0, 60], [56, 40], [57, 20]], taps=2, x=[[1, 0], [3, 1], [2, 5]]))
+    assert rules.regrets(partial(rules.constant, 90), own).tolist() == [1, 20]  # the nearest is 100
+    assert rules.regrets(partial(rules.level, -2.9), own).tolist() == [0, 40]
+    assert rules.regrets(partial(rules.plateau, 'x', 0, judges=None), own).tolist() == [1, 40]  # each tap's own
+    assert rules.regrets(partial(rules.plateau, 'x', 0, judges='hidden'), own).tolist() == [1, 20]
+    assert rules.regrets(partial(rules.by_task, partial(rules.constant, 0), partial(rules.constant, 300)), own).tolist() == [7, 0]
 
 
-def test_the_tables_have_means_over_taps_and_seeds_and_the_worst():
-    task = planted_task()
-    accuracy = torch.tensor([[[50.0, 60], [60, 40]]] * 2)  # both parts: two timesteps, two taps
-    rows = [row for seed, best in ((0, [1, 1]), (1, [0, 1]))
-            for row in rows_of(task_of_two_taps(task), [0, 10], accuracy, [[1.0 - best[0], 1.0 - best[1]], best], seed=seed)]
-    lines = tables.report(rows).split('\n')
-    # Regrets: 0 and 20 with the first seed, 10 and 20 with the second.
-    assert '| `x` | 12.50 (20.0) | 12.50 (20.0) |' in lines
-    assert '| oracle timesteps | 0 to 10 | 0 to 10 |' in lines
-    assert '| best accuracy or mIoU | 60.0 | 60.0 |' in lines
+def test_votes_weigh_each_score_alike():
+    own, = rules.seen_of(seen([0.0, 0, 0], x=[0, 1, 3], y=[0.9, 1.0, 0.0]))
+    # Scaled: 0, 1/3, 1 and 0.9, 1, 0.
+    assert rules.votes(['x', 'y'], 0, own, judges=None).tolist() == [1]
+    assert rules.votes(['x', 'x', 'y'], 0, own, judges=None).tolist() == [2]
 
 
-def test_named_taps_choose_the_timestep_of_all():
-    accuracy = torch.tensor([[[50.0, 60], [60, 40]]] * 2)  # both parts: two timesteps, two taps
-    rows = list(rows_of(task_of_two_taps(planted_task()), [0, 10], accuracy, [[0.2, 0.9], [0.3, 0.1]], score_taps=['hidden']))
-    assert [row['chosen_t'] for row in rows] == [0, 0, 0]  # the first tap's own choice is 10
-    assert [row['regret_points'] for row in rows] == [10, 0, 0] and all(row['score_taps'] == ['hidden'] for row in rows)
+def test_the_best_constant_in_hindsight_and_that_of_the_other_settings():
+    rows = [row for setting, accuracy, log_snr in (('a', [90.0, 80, 0], (3.0, 0.0, -3.0)), ('b', [60.0, 65, 0], (3.0, 0.0, -3.0)),
+                                                   ('c', [10.0, 13, 20], (9.0, 3.0, 0.0)))
+            for row in seen(accuracy, log_snr, setting=setting, x=[1, 0, 0])]
+    found = {(row['rule'], row['setting']): row['mean'] for row in rules.judged(rows, {})}
+    # Lost on a, b and c: t=0 0, 5, 10; t=100 10, 0, 7; t=300 90, 65, 0.
+    assert [found['best t in hindsight', name] for name in ('a', 'b', 'c', 'all')] == [0, 5, 10, 5]
+    # Without a t=0 loses 7.5 and t=100 3.5; without b 5 and 8.5; without c 2.5 and 5.
+    assert [found['best t of the other settings', name] for name in 'abc'] == [10, 5, 10]
+    # As noise levels: that of t=0 is c's t=100, that of t=100 c's t=300.
+    assert [found['level of t=0', name] for name in 'abc'] == [0, 5, 7]
+    assert [found['best level of t in hindsight', name] for name in 'abc'] == [10, 0, 0]
 
 
-def test_taps_that_are_not_named_have_no_say():
-    task = planted_task()
-    task.extractor.taps = ((0, 'query'), (0, 'value'))
-    rows = list(rows_of(task, [0, 10], torch.zeros(2, 2, 2), [[0.2, 0.6], [0.9, 0.5]], score_taps=['value']))
-    assert [row['chosen_t'] for row in rows] == [0, 0, 10]  # the mean of both would choose 10; the last is the joint choice
-
-
-def test_features_to_choose_by_have_to_be_read(monkeypatch):
-    monkeypatch.setattr(selection, 'setting', lambda *_: planted_task())
-    args = argparse.Namespace(config='mine.py', checkpoint=None, images=180, masks=0, device='cpu',
-                              score_taps=['value', 'hidden'])
-    with pytest.raises(SystemExit, match='mine reads no value'):
-        selection.work(args, 'mine', 'search', 0)
-
-
-def task_of_two_taps(task):
-    task.extractor.taps = ((0, 'hidden'), (1, 'hidden'))
-    return task
-
-
-def test_the_joint_choice_above_random_weights_leaves_out_what_a_tap_always_has():
-    task = task_of_two_taps(planted_task())
-    accuracy = torch.tensor([[[50.0, 60], [55, 70]]] * 2)  # two timesteps, two taps
-    values = [[0.9, 0.2], [0.8, 0.5]]
-    rows = list(rows_of(task, [0, 10], accuracy, values, [0.8, 0.1]))
-    assert [row['tap'] for row in rows[2:]] == ['joint: hidden of block 0', 'above random: hidden of block 1']
-    assert [row['chosen'] for row in rows[2:]] == [50, 70]
-    task.name = 'masks'  # where 'auto' has labels, and nothing to be above
-    rows += rows_of(task, [0, 10], accuracy, values)
-    lines = tables.report(rows).split('\n')
-    assert lines.count('| `x` | 20.00 (20.0) | 20.00 (20.0) | 20.00 (20.0) |') == 1
-    assert lines.count('| `x` | 0.00 (0.0) |  | 0.00 (0.0) |') == 1
+def test_tables_have_the_mean_of_settings_and_the_worst_tap(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rules, 'RULES', {'own': partial(rules.plateau, 'x', 0, judges=None)})
+    rows = seen([[50.0, 60], [60, 40], [0, 0]], taps=2, x=[1, 0, 0], setting='made', held_out=False)
+    rows += seen([60.0, 50, 0], x=[1, 0, 0], setting='kept', held_out=True, dense=True)
+    record.write(tmp_path / 'rows.csv.gz', dict(command='x'), rows)
+    rules.main([str(tmp_path / 'rows.csv.gz'), '--summary', str(tmp_path / 'summary.json')])
+    lines = capsys.readouterr().out.splitlines()
+    # t=0 loses 10 and 0 points on one setting, nothing on the other.
+    assert '| t=0 | 2.50 (10.0) | 5.00 (10.0) | 0.00 (0.0) | 0.00 (0.0) |' in lines
+    assert '| own | 2.50 (10.0) | 5.00 (10.0) | 0.00 (0.0) | 0.00 (0.0) |' in lines
+    summary = {(row['rule'], row['setting']): row for row in record.read(tmp_path / 'summary.json')[1]}
+    assert summary['t=0', 'made']['mean'] == 5 and summary['t=0', 'made']['worst'] == 10
+    assert summary['t=0', 'kept']['held_out'] is True and summary['t=0', 'all']['held_out'] is None
