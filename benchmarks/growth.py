@@ -17,7 +17,7 @@ from contenders import Setting, build_run
 from tqdm import tqdm
 
 from mmaselect.extract import Extractor, seeded_noise
-from mmaselect.selection import TensorImages, sweep
+from mmaselect.selection import SelectionPolicy, TensorImages, sweep
 
 COLUMNS = {'what grows': 'name', 'n': 'n', **timing.TIMES, 'exponent': ('exponent', '.2f'),
            'between the last two': ('last_exponent', '.2f')}
@@ -41,8 +41,11 @@ def sweeps(args):
     extractor = Extractor.from_arch(arch, [(sizes.middle(args.arch), 'hidden')])
     extractor.to(args.device, getattr(torch, args.dtype)).eval().requires_grad_(False)
     pictures = (0.5 * seeded_noise((max(args.images), 3, 16, 16), 0)).clamp(-1, 1)
-    by_candidates = {n: partial(sweep, extractor, TensorImages(pictures[:args.images[0]]), candidates=n) for n in args.candidates}
-    by_images = {n: partial(sweep, extractor, TensorImages(pictures[:n]), candidates=args.candidates[0]) for n in args.images}
+    policy = partial(SelectionPolicy, num_images=len(pictures), controls=())
+    by_candidates = {n: partial(sweep, extractor, TensorImages(pictures[:args.images[0]]), policy(candidates=n))
+                     for n in args.candidates}
+    by_images = {n: partial(sweep, extractor, TensorImages(pictures[:n]), policy(candidates=args.candidates[0]))
+                 for n in args.images}
     return by_candidates, by_images
 
 

@@ -32,7 +32,8 @@ def last_value(work_dir, metric):
 def measure(weights, task, seed, work_dir):
     kind, *options = WEIGHTS[weights]
     subprocess.run([sys.executable, 'tools/train.py', f'configs/dit_{kind}_{task}.py', '--work-dir', str(work_dir),
-                    '--cfg-options', f'randomness.seed={seed}', f'model.neck.seed={seed}', *options], cwd=ROOT, check=True)
+                    '--cfg-options', f'randomness.seed={seed}', f'model.neck.selection.seed={seed}', *options],
+                   cwd=ROOT, check=True)
     selection = json.loads((work_dir / 'timestep_selection.json').read_text())
     return dict(task=task, weights=weights, seed=seed, metric=TASKS[task], value=round(last_value(work_dir, TASKS[task]), 2),
                 timestep=selection['timestep'], sweep_seconds=round(selection['seconds'], 1))

@@ -14,7 +14,7 @@ from pathlib import Path
 import record
 import torch
 
-from mmaselect.selection.candidates import middle
+from mmaselect.selection.choice import plateau_centre
 
 RESULTS = record.ROOT / 'benchmarks' / 'results'
 FIGURE = 'CIFAR-10 pixel', 'CamVid', 'noisy pixel'  # whose best timesteps differ
@@ -74,15 +74,15 @@ def curve(seen, score, judges):
 
 def plateau(score, share, seen, judges='value'):
     """The centre of the score's plateau, as ``sweep`` takes it."""
-    return middle(curve(seen, score, judges), seen.timesteps, share)
+    return plateau_centre(curve(seen, score, judges), seen.timesteps, share)
 
 
 def votes(scores, share, seen, judges='value'):
     """The centre of the plateau of several scores' mean, each scaled to [0, 1]."""
     curves = [curve(seen, score, judges) for score in scores]
     low, high = ([getattr(own, kind)(-1, keepdim=True) for own in curves] for kind in ('amin', 'amax'))
-    return middle(sum((own - a) / (b - a).clamp_min(1e-12) for own, a, b in zip(curves, low, high, strict=True)), seen.timesteps,
-                  share)
+    mean = sum((own - a) / (b - a).clamp_min(1e-12) for own, a, b in zip(curves, low, high, strict=True))
+    return plateau_centre(mean, seen.timesteps, share)
 
 
 def by_task(image, dense, seen):

@@ -22,9 +22,9 @@ from record import ROOT
 from tqdm import tqdm
 
 from mmaselect.extract import seeded_noise
+from mmaselect.extract.fingerprint import weights_hash
 from mmaselect.selection import TensorImages, scores
 from mmaselect.selection.measure import Measurement, on_grid
-from mmaselect.selection.sweep import weights_hash
 
 TIMESTEPS = [0, 25, 50, 100, 150, 261, 400, 700]  # the constants of ``rules`` among them
 MEASURED = 1  # raised where what is measured changes, so that what was kept is measured anew
@@ -166,8 +166,10 @@ def rows_of(name, setting, task, timesteps, found):
 
 def from_config(path, checkpoint, count):
     """A task of a config's own model and ``count`` of its training images."""
-    from mmaselect.openmm import DiTBackbone, hook, launch
+    from mmaselect.openmm import DiTBackbone, launch
+    from mmaselect.openmm.modules import find_module, unwrap
     from mmaselect.openmm.neck import AutoTimestepNeck
+    from mmaselect.openmm.sweep_images import training_sample
     cfg = launch.load_config(launch.parser('').parse_args([path]))
     if checkpoint:
         launch.check_checkpoint(checkpoint)
@@ -175,11 +177,11 @@ def from_config(path, checkpoint, count):
     launch.prepare(cfg)
     runner = launch.build_runner(cfg)
     runner.load_or_resume()
-    model = hook.unwrap(runner.model)
-    backbone, neck = hook.find(model, DiTBackbone), hook.find(model, AutoTimestepNeck)
+    model = unwrap(runner.model)
+    backbone, neck = find_module(model, DiTBackbone), find_module(model, AutoTimestepNeck)
     if backbone is None or neck is None:
         raise SystemExit(f'{path} has no DiTBackbone or no AutoTimestepNeck')
-    found = [(images.cpu(), labels) for _, images, labels in hook.images_of(cfg, model, neck, count).batches(0, count)]
+    found = [(images.cpu(), labels) for _, images, labels in training_sample(cfg, model, neck.policy, count).batches(0, count)]
     if any(labels is None for _, labels in found) or len({images.shape[1:] for images, _ in found}) > 1:
         raise SystemExit('probes need labels, and images of one size: set image_size of the neck')
     images, labels = torch.cat([images for images, _ in found]), torch.cat([labels.cpu() for _, labels in found])

@@ -25,8 +25,8 @@ from mmaselect.extract import Extractor, seeded_noise
 from mmaselect.extract.draws import draw
 from mmaselect.extract.noise import mix
 from mmaselect.openmm import launch
-from mmaselect.selection import TensorImages, sweep
-from mmaselect.selection.candidates import even
+from mmaselect.selection import SelectionPolicy, TensorImages, sweep
+from mmaselect.selection.candidates import candidate_grid
 from mmaselect.selection.scores import build as build_score
 from mmaselect.selection.views import augment
 
@@ -92,7 +92,7 @@ def work(rank, setting, processes, how, folder):
     if processes > 1:
         dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=processes)
     extractor, pictures = setting.extractor(), setting.pictures()
-    candidates = even(len(extractor.process), setting.candidates)
+    candidates = candidate_grid(len(extractor.process), setting.candidates)
     extractor(pictures[:1].to(setting.device), candidates[0])  # warms up
     if processes > 1:
         dist.barrier()
@@ -100,7 +100,8 @@ def work(rank, setting, processes, how, folder):
     if how == 'naive':
         timestep, scores, forwards = naive(extractor, pictures, candidates, setting.score)
     else:
-        result = sweep(extractor, TensorImages(pictures), candidates=candidates, score=setting.score, plateau=0, seed=SEED)
+        result = sweep(extractor, TensorImages(pictures), SelectionPolicy(
+            score=setting.score, candidates=candidates, plateau=0, num_images=len(pictures), controls=(), seed=SEED))
         timestep, forwards = result.timestep, result.forwards
         scores = [candidate.score for candidate in result.candidates]
     seconds = time.perf_counter() - start

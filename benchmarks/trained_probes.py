@@ -9,16 +9,19 @@ the config's own images. Seconds are those of ``probes.clock``.
 import argparse
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import record
 from probes import clock
 from record import ROOT
 
-from mmaselect.openmm import DiTBackbone, caching, hook, launch
+from mmaselect.openmm import DiTBackbone, caching, launch
+from mmaselect.openmm.modules import find_module
 from mmaselect.openmm.neck import AutoTimestepNeck
+from mmaselect.openmm.sweep_images import training_sample
 from mmaselect.selection import sweep
-from mmaselect.selection.candidates import even
+from mmaselect.selection.candidates import candidate_grid
 
 
 def runner_of(name, work_dir, options):
@@ -70,7 +73,7 @@ def main():
     parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks' / 'results' / 'trained_probes.json')
     args = parser.parse_args()
     head, accuracy, halfway, start = record.head(), {}, {}, clock()
-    for t in even(1000, args.timesteps):
+    for t in candidate_grid(1000, args.timesteps):
         accuracy[t], halfway[t] = trained(args, t)
         print(f't={t}: {accuracy[t]:.2f} % ({halfway[t]:.2f} % halfway), {clock() - start:.0f} s so far', flush=True)
     trained_seconds = clock() - start
@@ -79,16 +82,16 @@ def main():
     rows = []
     for score in args.scores:
         runner = with_dit(args)
-        backbone, neck = (hook.find(runner.model, kind) for kind in (DiTBackbone, AutoTimestepNeck))
+        backbone, neck = (find_module(runner.model, kind) for kind in (DiTBackbone, AutoTimestepNeck))
         start = clock()
-        images = hook.images_of(runner.cfg, runner.model, neck, neck.num_images)
-        result = sweep(backbone.extractor, images, **dict(neck.policy, score=score, controls=(), candidates=list(accuracy)))
+        images = training_sample(runner.cfg, runner.model, neck.policy)
+        result = sweep(backbone.extractor, images, replace(neck.policy, score=score, controls=(), candidates=list(accuracy)))
         seconds = clock() - start
         rows.append(dict(
             setting='classification, trained probes', model='latent', dataset='Fashion-MNIST, 2,000 labels', block=args.block,
             tap=args.tap, score=score, seed=args.seed, oracle_t=oracle, oracle=round(accuracy[oracle], 2),
             chosen_t=result.timestep, chosen=round(accuracy[result.timestep], 2),
-            regret_points=round(accuracy[oracle] - accuracy[result.timestep], 2), images=neck.num_images,
+            regret_points=round(accuracy[oracle] - accuracy[result.timestep], 2), images=len(images),
             seconds=round(seconds, 1), exhaustive_seconds=round(trained_seconds, 1)))
     head.update(accuracy=accuracy, halfway=halfway)
     record.write(args.out, head, rows)

@@ -4,7 +4,7 @@ from torch import nn
 
 from mmaselect.extract import Extractor
 from mmaselect.extract.inputs import to_batch
-from mmaselect.selection import TensorImages, sweep
+from mmaselect.selection import SelectionPolicy, SelectionResult, TensorImages, sweep
 
 
 class FeatureExtractor(nn.Module):
@@ -18,7 +18,7 @@ class FeatureExtractor(nn.Module):
 
     Attributes:
         timestep (int | None): As above.
-        selection (SelectionResult | None): How the timestep was chosen, where 'auto' did: every candidate's score, a plot.
+        result (SelectionResult | None): How the timestep was chosen, where 'auto' did: every candidate's score, a plot.
 
     Raises:
         ValueError: The timestep is not in the schedule.
@@ -28,11 +28,11 @@ class FeatureExtractor(nn.Module):
         >>> sheet = Image.open('configs/fashion_dit/samples.png')  # rows of images of 64 x 64 pixels, 2 pixels between them
         >>> images = [sheet.crop((x, 2, x + 64, 66)) for x in range(2, sheet.width, 66)]
         >>> model = FeatureExtractor.from_pretrained('configs/fashion_dit', timestep='auto', images=images, taps=[(5, 'hidden')],
-        ...                                          candidates=[0, 100, 500, 900], progress=False)
+        ...                                          selection=dict(candidates=[0, 100, 500, 900]), progress=False)
         >>> maps, = model(images)  # one for each tap
         >>> maps.shape
         torch.Size([16, 128, 8, 8])
-        >>> model.timestep == model.selection.timestep
+        >>> model.timestep == model.result.timestep
         True
     """
 
@@ -43,12 +43,12 @@ class FeatureExtractor(nn.Module):
             raise ValueError(f"timestep={timestep!r}: 'auto', or an integer from 0, the cleanest, to {steps - 1}")
         self.extractor = extractor.requires_grad_(False)
         self.timestep, self.size, self.seed = timestep, size, seed
-        self.selection = None
+        self.result = None
         self.eval()
 
     @classmethod
     def from_pretrained(cls, source, *, timestep='auto', images=None, taps=((-1, 'hidden'),), size=None, seed=0, device=None,
-                        dtype=torch.float32, **policy):
+                        dtype=torch.float32, selection=None, progress=True):
         """Loads a checkpoint and, where the timestep is 'auto', chooses it.
 
         Args:
@@ -61,7 +61,9 @@ class FeatureExtractor(nn.Module):
             seed (int): As above.
             device (str | torch.device | None): By default the GPU where there is one.
             dtype (torch.dtype): Of the weights, float32 or bfloat16.
-            **policy: For 'auto', the options of ``select_timestep``. With ``choose_tap=True`` one of the taps is chosen as well.
+            selection (SelectionPolicy | dict | None): For 'auto', how it is chosen; see ``SelectionPolicy``. With
+                ``choose_tap=True`` one of its ``score_taps`` replaces ``taps``.
+            progress (bool): Whether the choice shows a progress bar.
 
         Returns:
             FeatureExtractor
@@ -74,16 +76,16 @@ class FeatureExtractor(nn.Module):
         if auto and images is None:
             raise ValueError("timestep='auto' chooses it on images: give images=, some dozens of the kind that the features are "
                              'wanted of, or a timestep')
-        if not auto and (images is not None or policy):
-            raise ValueError(f"images and {sorted(policy) or 'its options'} are for timestep='auto', not for {timestep!r}")
+        if not auto and (images is not None or selection is not None):
+            raise ValueError(f"images and selection are for timestep='auto', not for {timestep!r}")
         device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
         model = cls(Extractor.from_pretrained(source, taps).to(device, dtype), timestep=None if auto else timestep, size=size,
                     seed=seed)
         if auto:
-            model.selection = select_timestep(model, images, **policy)
-            model.timestep = model.selection.timestep
-            if model.selection.tap is not None:
-                model.extractor.set_taps([model.selection.tap])
+            model.result = select_timestep(model, images, selection, progress=progress)
+            model.timestep = model.result.timestep
+            if model.result.tap is not None:
+                model.extractor.set_taps([model.result.tap])
         return model
 
     @torch.no_grad()
@@ -113,17 +115,18 @@ class FeatureExtractor(nn.Module):
         return super().train(False)
 
 
-def select_timestep(model, images, *, labels=None, progress=True, **policy):
+def select_timestep(model: FeatureExtractor, images, selection: SelectionPolicy | dict | None = None, *, labels=None,
+                    progress: bool = True) -> SelectionResult:
     """Scores candidate timesteps on images and picks one in the middle of those whose features are richest.
 
     The model is left as it was: set ``model.timestep`` to use the choice.
 
     Args:
-        model (FeatureExtractor): Its taps are scored, and the timestep is chosen by their mean.
-        images: See ``to_batch``.
+        model (FeatureExtractor): Its taps and its noise are used, unless the selection names other taps.
+        images: See ``to_batch``. Where there are more than the selection looks at, a seeded sample of them.
+        selection (SelectionPolicy | dict | None): How it is chosen; see ``SelectionPolicy``. None takes its defaults.
         labels (Sequence | None): For scores that need them: (N,) classes, or (N, H, W) classes of the pixels that the model sees.
         progress (bool): Whether to show a progress bar.
-        **policy: Options of ``mmaselect.selection.sweep``, such as ``score``, ``candidates`` and ``controls``.
 
     Returns:
         SelectionResult: ``timestep``, every candidate's score, ``table()``, ``plot(path)`` and more.
@@ -137,15 +140,18 @@ def select_timestep(model, images, *, labels=None, progress=True, **policy):
         >>> sheet = Image.open('configs/fashion_dit/samples.png')
         >>> images = [sheet.crop((x, 2, x + 64, 66)) for x in range(2, sheet.width, 66)]
         >>> model = FeatureExtractor.from_pretrained('configs/fashion_dit', timestep=None, taps=[(5, 'hidden')])
-        >>> result = select_timestep(model, images, candidates=[0, 100, 500, 900], progress=False)
+        >>> result = select_timestep(model, images, dict(candidates=[0, 100, 500, 900]), progress=False)
         >>> [candidate.timestep for candidate in result.candidates]
         [0, 100, 500, 900]
         >>> model.timestep = result.timestep
     """
+    policy = SelectionPolicy.of(selection)
     batch = to_batch(images, model.size)  # (N, 3, H, W)
     if labels is not None:
         labels = torch.as_tensor(labels)
         if labels.shape not in (batch.shape[:1], (len(batch), *batch.shape[2:])):
             raise ValueError(f'labels {tuple(labels.shape)} do not fit images {tuple(batch.shape)}: one for each image, or '
                              'one for each pixel')
-    return sweep(model.extractor, TensorImages(batch, labels), noise_seed=model.seed, progress=progress, **policy)
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(policy.seed))[:policy.most_images].sort().values
+    sample = TensorImages(batch[order], None if labels is None else labels[order])
+    return sweep(model.extractor, sample, policy, noise_seed=model.seed, progress=progress)

@@ -4,7 +4,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from mmaselect.extract import NoiseProcess
-from mmaselect.selection import TensorImages, sweep
+from mmaselect.selection import SelectionPolicy, TensorImages, sweep
 from mmaselect.selection.scores import Score
 
 BEST = 130
@@ -56,6 +56,13 @@ class Given(Score):
         return rows, torch.ones_like(rows)
 
 
+def swept(extractor, images, *, noise='seeded', noise_seed=0, progress=False, **options):
+    """``sweep`` by a policy of these options: of all images and the extractor's own taps, without controls."""
+    policy = SelectionPolicy(**{'score': 'half_consistency', 'score_taps': None, 'plateau': 0.2, 'num_images': 2048,
+                                'controls': (), **options})
+    return sweep(extractor, images, policy, noise=noise, noise_seed=noise_seed, progress=progress)
+
+
 def colours(count=24):
     """Images of one colour each, with a little texture."""
     generator = torch.Generator().manual_seed(5)
@@ -68,7 +75,7 @@ RUNS = {
     'plain': (23, ((BEST, 1),), {}),
     'tap': (23, TWO_TAPS, dict(choose_tap=True)),
     'several': (23, ((BEST, 1),), dict(num_timesteps=3, gap=60)),
-    'grown': (150, ((BEST, 1),), dict(grow=True)),
+    'grown': (150, ((BEST, 1),), dict(num_images='auto')),
     'coherent': (23, ((BEST, 1),), dict(score='hfr_coherent')),
     'one image': (1, ((BEST, 1),), dict(score='hfr')),
 }
@@ -78,7 +85,7 @@ def run(name):
     """The result of one of RUNS on this rank, and how many latents this rank has put through the model."""
     count, peaks, options = RUNS[name]
     model = Planted(peaks)
-    result = sweep(model, TensorImages(colours(count), batch_size=4), candidates=TIMES, **options)
+    result = swept(model, TensorImages(colours(count), batch_size=4), candidates=TIMES, **options)
     return result, sum(count for kind, count in model.calls if kind == 'forward')
 
 

@@ -98,8 +98,8 @@ def options(name, data):
     options = {
         **model_options(name),
         **data_options(name, data),
-        'model.neck.candidates': [40, 150, 600],
-        'model.neck.num_images': 6,
+        'model.neck.selection.candidates': [40, 150, 600],
+        'model.neck.selection.num_images': 6,
         'default_hooks.logger.interval': 1,
     }
     if segments(name):

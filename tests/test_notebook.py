@@ -50,16 +50,17 @@ def test_it_is_frozen():
 def test_selection_finds_a_planted_timestep():
     extractor = model(timestep=7)
     extractor.extractor = planted.Planted()
-    result = select_timestep(extractor, (planted.colours() + 1) / 2, candidates=planted.TIMES, progress=False)
+    result = select_timestep(extractor, (planted.colours() + 1) / 2, dict(candidates=planted.TIMES, controls=()), progress=False)
     assert result.timestep == planted.BEST
     assert extractor.timestep == 7  # left as it was
 
 
 def test_auto_chooses_on_the_images_and_uses_the_choice():
-    options = dict(candidates=[20, 500, 900], progress=False, score='hfr')  # which rewards noise
+    selection = dict(candidates=[20, 500, 900], score='hfr', controls=())  # which rewards noise
     extractor = FeatureExtractor.from_pretrained(DEMO, images=PICTURES, size=(32, 48), taps=[(2, 'hidden'), (5, 'key')],
-                                                 choose_tap=False, **options)
-    assert extractor.timestep == extractor.selection.timestep == select_timestep(extractor, PICTURES, **options).timestep
+                                                 selection=selection, progress=False)
+    again = select_timestep(extractor, PICTURES, selection, progress=False)
+    assert extractor.timestep == extractor.result.timestep == again.timestep
     assert [tuple(maps.shape) for maps in extractor(PICTURES)] == [(4, 128, 4, 6)] * 2
     fixed = FeatureExtractor.from_pretrained(DEMO, timestep=extractor.timestep, size=(32, 48), taps=[(2, 'hidden'), (5, 'key')])
     torch.testing.assert_close(extractor(PICTURES), fixed(PICTURES))
@@ -67,15 +68,15 @@ def test_auto_chooses_on_the_images_and_uses_the_choice():
 
 def test_auto_can_choose_the_tap_too():
     extractor = FeatureExtractor.from_pretrained(DEMO, images=PICTURES, size=32, taps=[(2, 'hidden'), (5, 'key')], progress=False,
-                                                 candidates=[20, 500], choose_tap=True)
-    assert extractor.extractor.taps == (extractor.selection.tap,)
+                                                 selection=dict(candidates=[20, 500], choose_tap=True, controls=()))
+    assert extractor.extractor.taps == (extractor.result.tap,)
     assert len(extractor(PICTURES)) == 1
 
 
 def test_labels():
     extractor = model(timestep=7)
     images = torch.stack([torch.full((3, 16, 24), 0.2 + 0.6 * (index % 2)) for index in range(8)])  # dark and bright
-    result = select_timestep(extractor, images, labels=[0, 1] * 4, score='ridge', candidates=[5, 900], progress=False)
+    result = select_timestep(extractor, images, dict(score='ridge', candidates=[5, 900]), labels=[0, 1] * 4, progress=False)
     assert result.chosen.score > 0.9
     with pytest.raises(ValueError, match=r'labels \(3,\) do not fit images'):
         select_timestep(extractor, images, labels=[0, 1, 0], progress=False)
@@ -84,7 +85,7 @@ def test_labels():
 @pytest.mark.parametrize('options, message', [
     (dict(), "timestep='auto' chooses it on images"),
     (dict(timestep=5, images=PICTURES), "are for timestep='auto', not for 5"),
-    (dict(timestep=5, candidates=3), "'candidates'.* are for timestep='auto'"),
+    (dict(timestep=5, selection=dict(candidates=3)), "selection are for timestep='auto'"),
     (dict(timestep=1000), r'timestep=1000.* to 999'),
     (dict(timestep='best'), "timestep='best': 'auto', or an integer"),
 ])

@@ -7,8 +7,8 @@ from pathlib import Path
 from mmengine.device import get_device
 
 from mmaselect.openmm import DiTBackbone, launch
-from mmaselect.openmm.images import naming_empty_set
 from mmaselect.openmm.safe_load import CheckpointError
+from mmaselect.openmm.sweep_images import naming_empty_set
 
 
 def parse_args():

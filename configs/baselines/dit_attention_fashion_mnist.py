@@ -3,5 +3,5 @@
 _base_ = '../dit_aselect_fashion_mnist.py'
 model = dict(
     backbone=dict(timestep=[50, 150, 250]),
-    neck=dict(timesteps=3, fusion='attention'),
+    neck=dict(selection=dict(num_timesteps=3), fusion='attention'),
     head=dict(in_channels=128))

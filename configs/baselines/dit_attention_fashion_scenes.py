@@ -3,4 +3,4 @@
 _base_ = '../dit_aselect_fashion_scenes.py'
 model = dict(
     backbone=dict(timestep=[50, 150, 250]),
-    neck=dict(timesteps=3, fusion='attention'))
+    neck=dict(selection=dict(num_timesteps=3), fusion='attention'))

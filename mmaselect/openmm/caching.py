@@ -12,16 +12,16 @@ from mmengine.registry import DATASETS
 from tqdm import tqdm
 
 from mmaselect.extract import cache
-from mmaselect.selection.sweep import weights_hash
+from mmaselect.extract.fingerprint import weights_hash
 
 from . import launch
 from .backbone import DiTBackbone
 from .cached import identity
 from .fusion import Attention
-from .hook import find, unwrap
-from .images import naming_empty_set
+from .modules import find_module, unwrap
 from .neck import AttentionPool, AutoTimestepNeck
 from .norms import LayerNorm2d
+from .sweep_images import naming_empty_set
 
 SPLITS = ('train', 'val', 'test')
 PER_CELL = (LayerNorm2d, Attention, AttentionPool)  # parts of a neck that mix the channels of a cell
@@ -211,7 +211,7 @@ def cache_features(runner, folder, splits, *, batch_size=32):
         FileExistsError: There is a cache that was made otherwise.
     """
     model = unwrap(runner.model).eval()
-    backbone, neck = _backbone(model), find(model, AutoTimestepNeck)
+    backbone, neck = _backbone(model), find_module(model, AutoTimestepNeck)
     if not backbone.frozen or backbone.noise == 'random':
         raise ValueError("features are the same in every epoch with frozen=True and noise='seeded' or 'none' alone")
     if neck is None or neck.output != 'vector' or any(isinstance(part, PER_CELL) for part in neck.modules()):
@@ -241,7 +241,7 @@ def cache_features(runner, folder, splits, *, batch_size=32):
 
 
 def _backbone(model):
-    backbone = find(model, DiTBackbone)
+    backbone = find_module(model, DiTBackbone)
     if backbone is None:
         raise ValueError('the config has no DiTBackbone, whose latents or features could be cached')
     return backbone

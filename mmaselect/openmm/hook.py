@@ -1,69 +1,21 @@
 """AutoTimestepHook: runs the neck's policy once, before the first forward pass that needs its outcome."""
-import contextlib
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.visualization import LocalVisBackend
 
-from mmaselect.extract import TAPS
 from mmaselect.registry import HOOKS
 from mmaselect.selection import sweep
 
 from .backbone import DiTBackbone
 from .cached import CachedFeatures
 from .fsdp import whole
-from .images import SweepImages
+from .modules import find_module, unwrap
 from .neck import AutoTimestepNeck
-
-
-def unwrap(model):
-    """The model inside DDP and inside test-time augmentation."""
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
-
-
-def find(model, kind):
-    """The first module of a class in the model, or None."""
-    return next((module for module in model.modules() if isinstance(module, kind)), None)
-
-
-def images_of(cfg, model, neck, count):
-    """``count`` training images for the neck's policy."""
-    size = neck.image_size or getattr(model.data_preprocessor, 'size', None)
-    return SweepImages(cfg, model, count, (size, size) if isinstance(size, int) else size, neck.policy['seed'])
-
-
-def default_taps(backbone, names=tuple(TAPS)):
-    """Taps of four blocks from the middle of the DiT to near its end, where published probes found the best features."""
-    depth = backbone.extractor.family.depth
-    blocks = sorted({round((depth - 1) * part) for part in (0.4, 0.55, 0.7, 0.85)})
-    return [(block, name) for block in blocks for name in names]
-
-
-@contextlib.contextmanager
-def choosing_taps(backbone, neck):
-    """The extractor reads the taps that the neck scores, where these are not its own; afterwards it has those that it had.
-
-    Raises:
-        ValueError: The DiT is trained: which of its weights are is settled before the tap is chosen.
-    """
-    before = backbone.extractor.taps
-    if neck.policy['choose_tap']:
-        if not backbone.frozen:
-            raise ValueError("taps='auto' needs frozen=True: choose the tap first, with tools/select_timestep.py and frozen=True,"
-                             ' and name it in backbone.taps')
-        backbone.extractor.set_taps(neck.tap_candidates or default_taps(backbone))
-    elif neck.score_taps:
-        backbone.extractor.set_taps(default_taps(backbone, ['value']) if neck.score_taps == 'auto' else neck.score_taps)
-    try:
-        yield
-    finally:
-        backbone.extractor.set_taps(before)
+from .sweep_images import training_sample
 
 
 def averages(runner):
@@ -111,14 +63,14 @@ class AutoTimestepHook(Hook):
                 cannot be unfolded.
         """
         model = unwrap(runner.model)
-        backbone, neck = find(model, DiTBackbone), find(model, AutoTimestepNeck)
-        if find(model, CachedFeatures):
+        backbone, neck = find_module(model, DiTBackbone), find_module(model, AutoTimestepNeck)
+        if find_module(model, CachedFeatures):
             return None  # they were made at a choice
         if backbone is None:
             raise ValueError('AutoTimestepHook found no DiTBackbone in the model: remove the hook or use the backbone')
         if backbone.chosen is not None and not self.reselect:
-            if neck and neck.policy['choose_tap'] and backbone.tap[0] < 0:
-                raise ValueError("taps='auto' chooses the tap together with the timestep, and the timestep is settled, by "
+            if neck and neck.policy.choose_tap and backbone.tap[0] < 0:
+                raise ValueError('choose_tap=True chooses the tap together with the timestep, and the timestep is settled, by '
                                  'backbone.timestep or by the checkpoint: leave it open, or name the tap in backbone.taps')
             return None
         if neck is None:
@@ -127,15 +79,19 @@ class AutoTimestepHook(Hook):
         if backbone.latents is not None:
             raise ValueError('the sweep looks at images, and this config has cached latents in their place: choose first, with '
                              'tools/select_timestep.py on the config without them, and fix backbone.timestep')
-        if neck.policy['num_timesteps'] != backbone.num_timesteps:
-            raise ValueError(f"the neck chooses {neck.policy['num_timesteps']} timesteps and the backbone is set up for "
-                             f'{backbone.num_timesteps}: set backbone.num_timesteps and neck.timesteps to the same number')
+        policy = neck.policy
+        if policy.num_timesteps != backbone.num_timesteps:
+            raise ValueError(f'the neck chooses {policy.num_timesteps} timesteps and the backbone is set up for '
+                             f'{backbone.num_timesteps}: set num_timesteps of the backbone and of the neck\'s selection to the '
+                             'same number')
+        if policy.choose_tap and not backbone.frozen:  # which of its weights are trained is settled before the tap is chosen
+            raise ValueError('choose_tap=True needs frozen=True: choose the tap first, with tools/select_timestep.py and '
+                             'frozen=True, and name it in backbone.taps')
         backbone.unfold()
-        images = images_of(runner.cfg, model, neck, neck.num_images)
-        with whole(runner.model), choosing_taps(backbone, neck):
-            result = sweep(backbone.extractor, images, noise=backbone.noise, noise_seed=backbone.seed, progress=True,
-                           **neck.policy)
-        for chosen in (backbone, *(find(copy, DiTBackbone) for copy in averages(runner))):
+        images = training_sample(runner.cfg, model, policy)
+        with whole(runner.model):
+            result = sweep(backbone.extractor, images, policy, noise=backbone.noise, noise_seed=backbone.seed, progress=True)
+        for chosen in (backbone, *(find_module(copy, DiTBackbone) for copy in averages(runner))):
             chosen.select(result.timesteps, result.tap)
         self.reselect = False
         runner.logger.info('%s\n%s', result.summary(), result.table())

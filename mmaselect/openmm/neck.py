@@ -6,14 +6,12 @@ from mmengine.model import BaseModule
 from torch import nn
 
 from mmaselect.registry import MODELS
-from mmaselect.selection import scores
-from mmaselect.selection.sweep import PLATEAU, check
+from mmaselect.selection import SelectionPolicy
 
 from .fusion import FUSIONS, fuse
 from .norms import normalise, per_tap
 
 SCALES = (4, 2, 1, 0.5)
-MOST_IMAGES = 2048  # of a sweep that takes more images until its choice is stable
 
 
 class AttentionPool(nn.Module):
@@ -52,7 +50,7 @@ def rescale(channels, factor):
 
 @MODELS.register_module()
 class AutoTimestepNeck(BaseModule):
-    """Holds the whole policy of the timestep's choice, and shapes the features for the head.
+    """Holds the policy of the timestep's choice, and shapes the features for the head.
 
     The choice itself is made by ``AutoTimestepHook`` before the first forward pass, since a neck never sees images.
 
@@ -78,37 +76,17 @@ class AutoTimestepNeck(BaseModule):
         discard_channels (Sequence[int] | Sequence[Sequence[int]] | None): Channels that are left out of the norm and are zero
             after it: the same of all taps, or a list per tap. For the massive activations of large DiTs; see
             tools/analysis_tools/massive_activations.py.
-        taps (str | None): 'auto' chooses the tap together with the timestep, one of all features of four blocks or of
-            ``tap_candidates``; the backbone then gives that one. None leaves the taps to the backbone's config.
-        tap_candidates (Sequence[tuple[int, str]] | None): What taps='auto' chooses from.
-        score_taps (str | Sequence[tuple[int, str]] | None): Taps whose mean score chooses the timestep, whichever the backbone
-            gives: 'auto' takes the values of four blocks, by which ``half_consistency`` loses less than by a tap's own score, and
-            ``ridge`` does not (benchmarks/README.md). The sweep runs to the last of them. None takes the backbone's own.
-        plateau (float): The choice is the middle of the candidates around the best one that lose at most so large a share of what
-            lies between the highest and the lowest score; 0 takes the best.
-        timesteps (int): How many timesteps to choose, as many as the backbone's ``num_timesteps``: after the first
-            greedily the best that lie ``gap`` or more apart. Where so many candidates do not fit, the sweep refuses to begin.
-        gap (int): Between two chosen timesteps, in training timesteps.
-        candidates (int | Sequence[int]): Timesteps to try, 0 the cleanest, or how many to spread over the schedule.
-        score (str | dict): See ``mmaselect.selection.scores``.
-        num_images (int | str): Training images that the sweep looks at, or 'auto': more and more until the choice is stable.
-        budget (int | None): Forward passes of the sweep; what the candidates leave goes into finer steps (see ``sweep``).
-        controls (Sequence[str]): What the choice is compared with: 'noise' in place of the images, 'random weights'.
-        image_size (Sequence[int] | int | None): Height and width in pixels that these are cut to; by default the crop size
-            of the data_preprocessor, or no cut where it has none.
-        forward_batch (int): Latents per forward pass of the sweep.
-        seed (int): Of the choice of images and of augmentation. The noise is the backbone's.
+        selection (dict | SelectionPolicy | None): How the timestep is chosen: options of ``SelectionPolicy``. None takes its
+            defaults. ``num_timesteps`` is the backbone's, also where that fixes its timesteps.
         init_cfg (dict | None): MMEngine's.
 
     Raises:
-        ValueError: An unknown output, fusion, pool, norm, scale or score, channels that are not there, or numbers of taps and
-            levels that do not fit.
+        ValueError: An unknown output, fusion, pool, norm or scale, a wrong option of ``selection``, channels that are not
+            there, or numbers of taps and levels that do not fit.
     """
 
     def __init__(self, in_channels, num_taps=1, output='map', scales=SCALES, levels=None, fusion='concat', pool='mean', grid=4,
-                 num_heads=8, norm=None, discard_channels=None, taps=None, tap_candidates=None, score_taps=None, timesteps=1,
-                 gap=100, candidates=20, score='half_consistency', plateau=PLATEAU, num_images=256, budget=None,
-                 controls=('noise', 'random weights'), image_size=None, forward_batch=64, seed=0, init_cfg=None):
+                 num_heads=8, norm=None, discard_channels=None, selection=None, init_cfg=None):
         super().__init__(init_cfg)
         for name, value, allowed in (('output', output, ('pyramid', 'map', 'vector')),
                                      ('pool', pool, ('mean', 'grid', 'attention')), ('norm', norm, ('layer', 'channel', None)),
@@ -121,26 +99,11 @@ class AutoTimestepNeck(BaseModule):
         self.grid = tuple(grid) if isinstance(grid, (tuple, list)) else (grid, grid)
         if len(self.grid) != 2 or not all(isinstance(side, int) and side > 0 for side in self.grid):
             raise ValueError(f'grid={grid!r}: give the number of parts along each side, such as 4, or (height, width)')
-        if num_images != 'auto' and (not isinstance(num_images, int) or num_images < 1):
-            raise ValueError(f"num_images={num_images!r}: the sweep needs at least one, or 'auto'")
-        if taps not in (None, 'auto'):
-            raise ValueError(f"taps={taps!r}: 'auto', or None to leave them to the backbone's config")
-        if tap_candidates and taps is None:
-            raise ValueError("tap_candidates are what taps='auto' chooses from: set it, or leave them out")
-        if score_taps and taps:
-            raise ValueError("taps='auto' scores what it chooses from: leave score_taps out, or name the tap in backbone.taps")
-        if isinstance(score_taps, str) and score_taps != 'auto':
-            raise ValueError(f"score_taps={score_taps!r}: 'auto', a list of (block, name), or None for the backbone's own")
-        if taps == 'auto' and num_taps != 1:
-            raise ValueError(f"taps='auto' chooses one tap, and the neck is set up for {num_taps}: set num_taps=1")
-        check(scores.build(score), taps == 'auto', num_images == 'auto', controls, timesteps, gap, plateau)
-        self.policy = dict(candidates=candidates, score=score, plateau=plateau, num_timesteps=timesteps, gap=gap,
-                           choose_tap=taps == 'auto', grow=num_images == 'auto', budget=budget, controls=tuple(controls),
-                           seed=seed, forward_batch=forward_batch)
-        self.num_images = MOST_IMAGES if num_images == 'auto' else num_images
-        self.image_size, self.tap_candidates, self.score_taps = image_size, tap_candidates, score_taps
+        self.policy = SelectionPolicy.of(selection)
+        if self.policy.choose_tap and num_taps != 1:
+            raise ValueError(f'choose_tap=True chooses one tap, and the neck is set up for {num_taps}: set num_taps=1')
         self.in_channels, self.num_taps, self.output = in_channels, num_taps, output
-        sources = timesteps * num_taps  # timestep by timestep, as the backbone gives them
+        sources = self.policy.num_timesteps * num_taps  # timestep by timestep, as the backbone gives them
         discarded = per_tap(discard_channels, num_taps, in_channels)
         self.groups = num_taps if output == 'pyramid' else 1  # what is fused on its own
         self.norms = nn.ModuleList([normalise(norm, in_channels, discarded[k % num_taps]) for k in range(sources)])
@@ -175,10 +138,10 @@ class AutoTimestepNeck(BaseModule):
         """
         found = [m.shape[1] for m in maps]
         if found != [self.in_channels] * len(self.norms):
-            timesteps = self.policy['num_timesteps']
             raise ValueError(f'the backbone gives {len(found)} maps of {found} channels and the neck is set up for '
-                             f'{self.num_taps} taps of {self.in_channels} at {timesteps} timesteps: set in_channels and num_taps '
-                             'of AutoTimestepNeck, and timesteps where there are several, to what the backbone gives')
+                             f'{self.num_taps} taps of {self.in_channels} at {self.policy.num_timesteps} timesteps: set '
+                             'in_channels and num_taps of AutoTimestepNeck, and num_timesteps of its selection, to what the '
+                             'backbone gives')
         if torch.is_grad_enabled() and not self.training:
             # Grad-CAM asks for gradients at the maps, and a frozen DiT gives maps without.
             maps = [m if m.requires_grad else m.detach().requires_grad_() for m in maps]

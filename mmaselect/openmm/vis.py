@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from mmaselect.extract import seeded_noise
 from mmaselect.pictures import as_picture, feature_colours, grid, noise_level
-from mmaselect.selection.candidates import even
+from mmaselect.selection import SelectionPolicy
+from mmaselect.selection.candidates import candidate_grid
 
 from . import launch
 from .backbone import DiTBackbone
-from .hook import find, images_of
-from .images import SweepImages
+from .modules import find_module
 from .neck import AutoTimestepNeck
+from .sweep_images import training_sample
 
 
 def parser(description, *, out):
@@ -88,7 +89,7 @@ def load_scene(args):
         raise FileNotFoundError(f'there is no image {args.image}')
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model).to(args.device).eval()
-    backbone = find(model, DiTBackbone)
+    backbone = find_module(model, DiTBackbone)
     if backbone is None:
         raise ValueError(f'{args.config} has no DiTBackbone, whose features these are')
     if args.checkpoint:
@@ -110,8 +111,8 @@ def training_images(cfg, model, count):
     cfg = copy.deepcopy(cfg)
     if cfg.get('train_dataloader'):
         cfg.train_dataloader.num_workers = 0  # a process would cost more than these few
-    neck = find(model, AutoTimestepNeck)
-    images = images_of(cfg, model, neck, count) if neck else SweepImages(cfg, model, count, None, seed=0)
+    neck = find_module(model, AutoTimestepNeck)
+    images = training_sample(cfg, model, neck.policy if neck else SelectionPolicy(), count)
     return [image for _, batch, _ in images.batches(0, count) for image in batch]
 
 
@@ -158,7 +159,7 @@ def draw_features(scene, *, tap, timesteps=None):
         list[Path]: The pictures.
     """
     process, chosen = scene.extractor.process, scene.backbone.timesteps
-    timesteps = timesteps or sorted({*even(len(process), 6), *chosen})
+    timesteps = timesteps or sorted({*candidate_grid(len(process), 6), *chosen})
     latents, noise = scene.latents_and_noise()
     with tqdm(total=len(timesteps), desc='features', unit=' timesteps') as bar:
         colours = feature_colours(scene.extractor, latents, timesteps, [(block, tap) for block in scene.blocks], noise=noise,
@@ -186,7 +187,7 @@ def draw_timesteps(scene, *, tap, timesteps=None, selection=None):
     """
     process = scene.extractor.process
     scores = {c.timestep: c.score for c in selection.candidates} if selection else {}
-    timesteps = timesteps or list(scores) or even(len(process), 10)
+    timesteps = timesteps or list(scores) or candidate_grid(len(process), 10)
     chosen = selection.timesteps if selection else scene.backbone.timesteps
     latents, noise = scene.latents_and_noise()
     decode = vae_decoder(scene.cfg, scene.backbone)

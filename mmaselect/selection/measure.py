@@ -8,7 +8,7 @@ import torch
 from mmaselect.extract.draws import check_noise, draw
 from mmaselect.extract.noise import mix, seeded_noise
 
-from .images import gather
+from .distributed import gather
 from .views import align, augment
 
 
@@ -41,7 +41,7 @@ class Measurement:
         self.chunks = []  # per batch: indices, labels, origins of the views, width in pixels, latents and noises of all kinds
         self.timesteps = []  # those that were asked for
         self.measured = []  # per batch: how many of them were measured
-        self.rows = {}  # (score's place, timestep, tap's place) -> rows (B, ...) per batch, on the CPU
+        self.rows = {}  # (score's index, timestep, tap's index) -> rows (B, ...) per batch, on the CPU
         self.totals = {}  # the same -> a sum over images
         self.forwards = 0
 
@@ -88,8 +88,8 @@ class Measurement:
     def run(self, timesteps):
         """Measures these timesteps, and what is missing of those that were asked for before."""
         self.timesteps += [t for t in timesteps if t not in self.timesteps]
-        for place, (_, *about, latents, noises) in enumerate(self.chunks):
-            missing = self.timesteps[self.measured[place]:]
+        for number, (_, *about, latents, noises) in enumerate(self.chunks):
+            missing = self.timesteps[self.measured[number]:]
             group = max(1, self.forward_batch // len(latents))  # candidates per forward pass
             for first in range(0, len(missing), group):
                 chosen = missing[first:first + group]
@@ -101,7 +101,7 @@ class Measurement:
                         self._observe(timestep, tap, values, *about)
                 self.forwards += len(t)
                 self.advance(len(t))
-            self.measured[place] = len(self.timesteps)
+            self.measured[number] = len(self.timesteps)
 
     def forget(self):
         """Drops all that was measured; the images stay encoded."""
@@ -118,22 +118,22 @@ class Measurement:
         if labels is not None:
             labels = on_grid(labels, values.shape[-2:], stride).to(values.device)
         aligned = functools.cache(lambda view: align(views[True, view], origins[view], width, stride))  # for several scores
-        for place, score in enumerate(self.scores):
+        for index, score in enumerate(self.scores):
             maps = [aligned(view) if score.aligned else views[score.augmented, view] for view in range(score.views)]
-            key = place, timestep, tap
+            key = index, timestep, tap
             self.rows.setdefault(key, []).append(score.observe(maps, labels).float().cpu())
             total = score.total(maps)
             if total is not None:
                 self.totals[key] = _sum([self.totals[key], total] if key in self.totals else [total])
 
-    def gathered(self, place=0):
-        """Of one score and of all ranks, for each timestep in ascending order and each tap: the timestep, the tap's place, rows
+    def gathered(self, index=0):
+        """Of one score and of all ranks, for each timestep in ascending order and each tap: the timestep, the tap's index, rows
         (N, ...) in float64 in the order of the images, and the total or None. Every rank must go through all of it."""
         order = torch.tensor([index for own in gather([chunk[0] for chunk in self.chunks]) for chunk in own for index in chunk])
         order = order.argsort()
         for timestep in sorted(self.timesteps):
             for tap in range(len(self.extractor.taps)):
-                key = place, timestep, tap
+                key = index, timestep, tap
                 rows = [part for own in gather(self.rows.get(key, [])) for part in own]
                 totals = [own for own in gather(self.totals.get(key)) if own is not None]
                 yield timestep, tap, torch.cat(rows)[order].double(), _sum(totals) if totals else None

@@ -8,7 +8,7 @@ import torch
 
 from mmaselect.files import atomic
 
-from .candidates import edges
+from .choice import plateau_bounds
 
 
 def tap_name(tap):
@@ -38,8 +38,8 @@ class SelectionResult:
         candidates (tuple[Candidate, ...]): In ascending order of timestep.
         taps (tuple[tuple[int, str], ...]): What was scored.
         score (dict): Name and options of the score.
-        plateau (float): See ``sweep``.
-        num_images, seed (int): What it was measured on.
+        policy (dict): The options of the ``SelectionPolicy``.
+        num_images (int): What it was measured on.
         noise, noise_seed (str, int): What was added to the latents; see ``sweep``.
         forwards (int): Images run through the transformer, over all ranks, controls included.
         seconds (float): Wall time of the sweep.
@@ -56,9 +56,8 @@ class SelectionResult:
     candidates: tuple[Candidate, ...]
     taps: tuple[tuple[int, str], ...]
     score: dict
-    plateau: float
+    policy: dict
     num_images: int
-    seed: int
     noise: str
     noise_seed: int
     forwards: int
@@ -68,6 +67,11 @@ class SelectionResult:
     controls: dict
     weights: str
     versions: dict
+
+    @property
+    def plateau(self) -> float:
+        """The share of the scores' range that the plateau may lose."""
+        return self.policy['plateau']
 
     @property
     def chosen(self):
@@ -81,14 +85,14 @@ class SelectionResult:
     @property
     def edge(self):
         """'low' or 'high' where the score is highest at the low-noise or the high-noise end of several candidates, else None."""
-        place = self._curve.index(max(self._curve))
+        best = self._curve.index(max(self._curve))
         ends = {0: 'low', len(self.candidates) - 1: 'high'}
-        return ends.get(place) if len(self.candidates) > 1 else None
+        return ends.get(best) if len(self.candidates) > 1 else None
 
     @property
-    def shelf(self):
-        """The first and the last candidate of the plateau that the choice is the middle of."""
-        first, last = edges(torch.tensor(self._curve, dtype=torch.float64), self.plateau)
+    def plateau_ends(self) -> tuple[Candidate, Candidate]:
+        """The first and the last candidate of the plateau that the choice is the centre of."""
+        first, last = plateau_bounds(torch.tensor(self._curve, dtype=torch.float64), self.plateau)
         return self.candidates[first], self.candidates[last]
 
     @property
@@ -99,7 +103,7 @@ class SelectionResult:
     @property
     def flat(self):
         """Whether the plateau spans half or more of the timesteps tried: the score hardly tells them apart."""
-        return self._spans(*(c.timestep for c in self.shelf), 2)
+        return self._spans(*(c.timestep for c in self.plateau_ends), 2)
 
     def _spans(self, low, high, part):
         tried = self.candidates[-1].timestep - self.candidates[0].timestep
@@ -116,7 +120,7 @@ class SelectionResult:
         if self.unsure:
             said.append('the choice is unsure: images drawn again would choose anything from t={} to t={}'.format(*self.interval))
         if self.flat:
-            low, high = (c.timestep for c in self.shelf)
+            low, high = (c.timestep for c in self.plateau_ends)
             said.append(f'the optimum is flat: from t={low} to t={high} the scores stay within {self.plateau:.0%} of their range')
         low, high = self.interval or (self.timestep, self.timestep)
         alike = [f'{name}, t={t}' for name, t in self.controls.items() if t == self.timestep or low <= t <= high]
@@ -171,7 +175,7 @@ class SelectionResult:
             data = json.loads(Path(path).read_text())
             data.setdefault('timesteps', [data['timestep']])  # files from when there was one
             # And from when each image had a draw of its own, and the highest score was taken.
-            data = {**dict(noise='random', noise_seed=0, plateau=0.0), **data}
+            data = {**dict(noise='random', noise_seed=0, policy=dict(plateau=data.get('plateau', 0.0))), **data}
             for c in data['candidates']:
                 if c['log_snr'] is None:
                     c['log_snr'] = float('inf') if c['sigma'] == 0 else -float('inf')
@@ -196,10 +200,10 @@ class SelectionResult:
         axis.plot(timesteps, self._curve, 'o-', color='black', ms=4, label=whole)
         if self.interval is not None:
             axis.axvspan(*self.interval, color='tab:red', alpha=0.12, lw=0, label='90 % of resamples')
-        low, high = (timesteps.index(c.timestep) for c in self.shelf)
+        low, high = (timesteps.index(c.timestep) for c in self.plateau_ends)
         axis.hlines(min(self._curve[low:high + 1]), timesteps[low], timesteps[high], color='tab:red', lw=1, label='plateau')
-        for place, t in enumerate(self.timesteps):
-            axis.axvline(t, color='tab:red', ls=':' if place else '--', label=f't = {t}')
+        for rank, t in enumerate(self.timesteps):
+            axis.axvline(t, color='tab:red', ls=':' if rank else '--', label=f't = {t}')
         axis.set(xlabel='timestep t (0 is the cleanest)', ylabel=self.score['type'],
                  title=f'{self.num_images} images, noise level at the choice: {self.chosen.sigma:.3f}')
         axis.legend(fontsize=8)

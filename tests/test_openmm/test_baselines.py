@@ -192,4 +192,4 @@ def test_timesteps_and_draws_of_other_papers(data_name):
     assert isinstance(fixed, int) and found['draws'].backbone.timestep == fixed and found['draws'].backbone.noise_draws > 1
     for kind in ('concat', 'attention'):
         model = found[kind]
-        assert model.neck.fusion == kind and model.neck.timesteps == len(model.backbone.timestep) > 1
+        assert model.neck.fusion == kind and model.neck.selection.num_timesteps == len(model.backbone.timestep) > 1

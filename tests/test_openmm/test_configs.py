@@ -110,7 +110,7 @@ def alone(monkeypatch):
 def test_trains_and_validates(name, data, tmp_path, request, monkeypatch):
     monkeypatch.setattr(AutoTimestepHook, '_report', lambda *_: None)  # draws, which takes long and is tested elsewhere
     shipped = runs.shipped(name)
-    changes = {'launcher': 'none', 'model.neck.controls': [], 'default_hooks.checkpoint.save_last': False}
+    changes = {'launcher': 'none', 'model.neck.selection.controls': [], 'default_hooks.checkpoint.save_last': False}
     if runs.segments(name):
         changes.update({'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1, 'default_hooks.checkpoint.interval': 5})
     else:

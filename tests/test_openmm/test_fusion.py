@@ -21,16 +21,16 @@ def neck(seed=0, **options):
 
 def test_concatenation_is_in_the_backbones_order():
     given = maps(6)
-    assert torch.equal(neck(num_taps=2, timesteps=3)(given)[0], torch.cat(given, 1))
+    assert torch.equal(neck(num_taps=2, selection=dict(num_timesteps=3))(given)[0], torch.cat(given, 1))
 
 
 def test_mean():
     given = maps(6)
-    torch.testing.assert_close(neck(num_taps=2, timesteps=3, fusion='mean')(given)[0], sum(given) / 6)
+    torch.testing.assert_close(neck(num_taps=2, selection=dict(num_timesteps=3), fusion='mean')(given)[0], sum(given) / 6)
 
 
 def test_weights_are_uniform_at_first_and_then_what_a_softmax_makes_of_them():
-    given, model = maps(4), neck(num_taps=2, timesteps=2, fusion='weights')
+    given, model = maps(4), neck(num_taps=2, selection=dict(num_timesteps=2), fusion='weights')
     torch.testing.assert_close(model(given)[0], sum(given) / 4)
     with torch.no_grad():
         model.fusions[0].logits.copy_(torch.tensor([1., 2, 3, 4]).log())
@@ -56,7 +56,7 @@ def test_attention_is_torchs_own_in_each_cell():
 
 @pytest.mark.parametrize('kind', ['weights', 'attention'])
 def test_what_is_learned_gets_a_gradient(kind):
-    model = neck(num_taps=2, timesteps=2, fusion=kind, output='vector')
+    model = neck(num_taps=2, selection=dict(num_timesteps=2), fusion=kind, output='vector')
     model(maps(4))[0].square().sum().backward()
     assert list(model.parameters()) and all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
@@ -64,7 +64,7 @@ def test_what_is_learned_gets_a_gradient(kind):
 @pytest.mark.parametrize('kind, width', [('concat', 64), ('mean', 16), ('weights', 16), ('attention', 16)])
 @pytest.mark.parametrize('pool', ['mean', 'attention'])
 def test_widths_of_map_and_vector(kind, width, pool):
-    options = dict(num_taps=2, timesteps=2, fusion=kind, pool=pool)
+    options = dict(num_taps=2, selection=dict(num_timesteps=2), fusion=kind, pool=pool)
     assert neck(**options)(maps(4))[0].shape == (2, width, 4, 6)
     assert neck(output='vector', **options)(maps(4))[0].shape == (2, width)
 
@@ -72,12 +72,12 @@ def test_widths_of_map_and_vector(kind, width, pool):
 @pytest.mark.parametrize('kind', fusion.FUSIONS)
 @pytest.mark.parametrize('taps', [1, 2])
 def test_each_level_of_a_pyramid_gets_its_tap_at_all_timesteps(kind, taps):
-    model = neck(num_taps=taps, timesteps=3, fusion=kind, output='pyramid', scales=(1, 0.5))
+    model = neck(num_taps=taps, selection=dict(num_timesteps=3), fusion=kind, output='pyramid', scales=(1, 0.5))
     given = maps(3 * taps)
     levels = model(given)
     width = 48 if kind == 'concat' else 16
     assert [tuple(level.shape) for level in levels] == [(2, width, 4, 6), (2, width, 2, 3)]
-    own = neck(timesteps=3, fusion=kind)
+    own = neck(selection=dict(num_timesteps=3), fusion=kind)
     own.fusions.load_state_dict(model.fusions[:1].state_dict())
     torch.testing.assert_close(levels[0], own(given[::taps])[0])
     changed = [m + 1 if k % taps == taps - 1 else m for k, m in enumerate(given)]  # the last tap
@@ -91,7 +91,7 @@ def test_a_single_map_is_left_as_it_is(kind):
 
 
 def test_each_map_has_a_norm_of_its_own():
-    model = AutoTimestepNeck(16, timesteps=2, norm='channel')
+    model = AutoTimestepNeck(16, selection=dict(num_timesteps=2), norm='channel')
     joined, = model(maps(2))  # the second is twice as large
     torch.testing.assert_close(joined.var((0, 2, 3), unbiased=False), torch.ones(32), atol=1e-4, rtol=0)
 
@@ -99,7 +99,7 @@ def test_each_map_has_a_norm_of_its_own():
 @pytest.mark.parametrize('given', [maps(2), maps(3)])
 def test_another_number_of_maps_is_named(given):
     with pytest.raises(ValueError, match=f'gives {len(given)} maps .* 2 taps of 16 at 3 timesteps'):
-        neck(num_taps=2, timesteps=3)(given)
+        neck(num_taps=2, selection=dict(num_timesteps=3))(given)
 
 
 # Channels that are discarded
@@ -127,7 +127,7 @@ def test_a_massive_channel_spoils_a_layer_norm_that_keeps_it():
 
 
 def test_a_list_per_tap_holds_at_every_timestep():
-    model = neck(num_taps=2, timesteps=2, discard_channels=[[5], []])
+    model = neck(num_taps=2, selection=dict(num_timesteps=2), discard_channels=[[5], []])
     maps_ = model(maps(4))[0].chunk(4, 1)
     assert [[channel for channel in range(16) if not m[:, channel].any()] for m in maps_] == [[5], [], [5], []]
 
@@ -140,8 +140,8 @@ def test_without_discarded_channels_nothing_changes_in_the_state_dict():
 @pytest.mark.parametrize('options, message', [
     (dict(fusion='sum'), "fusion='sum': choose one of"),
     (dict(fusion='attention', num_heads=3), 'num_heads=3 does not divide the 16 channels'),
-    (dict(timesteps=0), '0 timesteps at least 100 apart: both must be 1 or more'),
-    (dict(gap=0), '1 timesteps at least 0 apart'),
+    (dict(selection=dict(num_timesteps=0)), 'num_timesteps=0, gap=100: both must be 1 or more'),
+    (dict(selection=dict(gap=0)), 'num_timesteps=1, gap=0: both must be 1 or more'),
     (dict(discard_channels=[16]), 'name some of the channels 0 to 15, and not all'),
     (dict(discard_channels=[-1]), 'name some of the channels 0 to 15'),
     (dict(discard_channels=list(range(16))), 'and not all'),

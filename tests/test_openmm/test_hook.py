@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DiTPipeline
 from mmengine.config import ConfigDict
 from PIL import Image
 
-from mmaselect.openmm import AutoTimestepHook, images
+from mmaselect.openmm import AutoTimestepHook, sweep_images
 from mmaselect.openmm import hook as module
 from mmaselect.openmm.backbone import DiTBackbone
 from mmaselect.selection import SelectionResult
@@ -275,7 +275,7 @@ def test_an_empty_training_set_is_named(data, tmp_path):
 
 def sample(runner, num_images=6, size=(32, 32), seed=0):
     """Index -> image, in the order in which the sweep gets them."""
-    batches = images.SweepImages(runner.cfg, runner.model, num_images, size, seed).batches(0, num_images)
+    batches = sweep_images.SweepImages(runner.cfg, runner.model, num_images, size, seed).batches(0, num_images)
     return {index: image for indices, stack, _ in batches for index, image in zip(indices, stack, strict=True)}
 
 
@@ -325,14 +325,14 @@ def test_images_are_those_of_validation_cut_to_the_crop_size(data, tmp_path):
 def test_the_sweep_takes_the_crop_size_from_the_data_preprocessor(data, tmp_path, monkeypatch):
     seen = []
 
-    def sweep(extractor, images, **_):
+    def sweep(extractor, images, policy, **_):
         seen.extend(stack.shape for _, stack, _ in images.batches(0, len(images)))
         raise InterruptedError
 
     monkeypatch.setattr(module, 'sweep', sweep)
-    for changes, side in (({}, 32), ({'model.neck.image_size': 24}, 24), ({'model.neck.image_size': (24, 24)}, 24)):
+    for size, side in ((None, 32), (24, 24), ((24, 24), 24)):
         seen.clear()
-        runner = runs.runner('aselect_ade20k', data, tmp_path, changes)
+        runner = runs.runner('aselect_ade20k', data, tmp_path, {'model.neck.selection.image_size': size})
         with pytest.raises(InterruptedError):
             runner.val()
         assert {tuple(shape[1:]) for shape in seen} == {(3, side, side)}
@@ -353,7 +353,7 @@ def test_ranks_share_the_images_of_one(data, tmp_path, monkeypatch):
     alone = sample(runner, num_images=5)
     shares = []
     for rank in (0, 1):
-        monkeypatch.setattr(images, 'get_dist_info', lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(sweep_images, 'get_dist_info', lambda rank=rank: (rank, 2))
         shares.append(sample(runner, num_images=5))
     assert sorted(map(len, shares)) == [2, 3] and not shares[0].keys() & shares[1].keys()
     together = shares[0] | shares[1]
@@ -383,7 +383,7 @@ def test_wrapped_sets_get_the_pipeline_of_validation(wrap, times, data, tmp_path
 def test_a_pipeline_of_test_time_augmentation_is_passed_over(data, tmp_path):
     cfg = with_tta(runs.config(SEG, data, tmp_path))
     cfg.val_dataloader.dataset.pipeline = cfg.tta_pipeline
-    assert images.dataset_config(cfg).pipeline == cfg.train_dataloader.dataset.pipeline
+    assert sweep_images.dataset_config(cfg).pipeline == cfg.train_dataloader.dataset.pipeline
 
 
 def test_transforms_may_be_given_as_classes(data, tmp_path):

@@ -91,14 +91,14 @@ def test_other_taps_than_configured_are_named(given):
     (dict(norm='batch'), "norm='batch'"),
     (dict(output='pyramid', num_taps=2), '2 taps cannot feed a pyramid of 4 levels'),
     (dict(output='pyramid', scales=(8,)), 'scales by 4, 2, 1 or 0.5, not 8'),
-    (dict(num_images=0), 'num_images=0'),
-    (dict(num_images='all'), "num_images='all': the sweep needs at least one, or 'auto'"),
-    (dict(taps=[(0, 'hidden')]), "taps=.*: 'auto', or None to leave them"),
-    (dict(taps='auto', score_taps='auto'), "taps='auto' scores what it chooses from: leave score_taps out"),
-    (dict(score_taps='all'), "score_taps='all': 'auto', a list of .block, name., or None"),
-    (dict(taps='auto', num_taps=4), "taps='auto' chooses one tap, and the neck is set up for 4: set num_taps=1"),
-    (dict(score='best'), "unknown score 'best'"),
-    (dict(score=dict(type='ridge', penalty=1)), "score 'ridge'.*penalty"),
+    (dict(selection=dict(num_images=0)), 'num_images=0'),
+    (dict(selection=dict(num_images='all')), "num_images='all': the sweep needs at least one, or 'auto'"),
+    (dict(selection=dict(score_taps='all')), "score_taps='all': 'auto', a list of .block, name., or None"),
+    (dict(selection=dict(choose_tap=True), num_taps=4),
+     'choose_tap=True chooses one tap, and the neck is set up for 4: set num_taps=1'),
+    (dict(selection=dict(score='best')), "unknown score 'best'"),
+    (dict(selection=dict(score=dict(type='ridge', penalty=1))), "score 'ridge'.*penalty"),
+    (dict(selection=dict(num_image=5)), "no option 'num_image': did you mean 'num_images'"),
 ])
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

@@ -2,19 +2,21 @@
 import numpy as np
 import pytest
 import runs
+import tiny
 import torch
 from PIL import Image
+from planted import swept
 
 from mmaselect.extract import TAPS
-from mmaselect.openmm import AutoTimestepHook, AutoTimestepNeck, images
+from mmaselect.openmm import AutoTimestepHook, sweep_images
 from mmaselect.openmm import hook as module
 from mmaselect.registry import MODELS
-from mmaselect.selection import SelectionResult
+from mmaselect.selection import SelectionPolicy, SelectionResult, TensorImages
 
 SEG, CLS, ADE = 'aselect_fashion_scenes', 'aselect_cub', 'aselect_ade20k'
 CHOICES = [[0, 'query'], [2, 'mlp']]  # none is the tap of the config
-AUTO = {'model.backbone.taps': [(3, 'hidden')], 'model.neck.num_taps': 1, 'model.neck.taps': 'auto',
-        'model.neck.tap_candidates': CHOICES}
+AUTO = {'model.backbone.taps': [(3, 'hidden')], 'model.neck.num_taps': 1, 'model.neck.selection.choose_tap': True,
+        'model.neck.selection.score_taps': CHOICES}
 
 
 def read(folder):
@@ -71,7 +73,7 @@ def test_an_averaged_model_restores_its_tap(data, tmp_path):
 
 @pytest.mark.parametrize('frozen', [True, False])
 def test_other_taps_choose_the_timestep_of_the_backbones_own(frozen, data, tmp_path):
-    runner = runs.runner(CLS, data, tmp_path, {'model.neck.score_taps': CHOICES, 'model.backbone.frozen': frozen})
+    runner = runs.runner(CLS, data, tmp_path, {'model.neck.selection.score_taps': CHOICES, 'model.backbone.frozen': frozen})
     taps = runner.model.backbone.extractor.taps
     runner.train()
     result = read(tmp_path)
@@ -82,20 +84,19 @@ def test_other_taps_choose_the_timestep_of_the_backbones_own(frozen, data, tmp_p
 
 def test_a_dit_that_is_trained_must_name_its_tap(data, tmp_path):
     runner = runs.runner(CLS, data, tmp_path, {**AUTO, 'model.backbone.frozen': False})
-    with pytest.raises(ValueError, match="taps='auto' needs frozen=True: choose the tap first, with tools/select_timestep"):
+    with pytest.raises(ValueError, match="choose_tap=True needs frozen=True: choose the tap first, with tools/select_timestep"):
         runner.train()
     assert runner.model.backbone.extractor.taps == ((3, 'hidden'),) and runner.model.backbone.chosen is None
 
 
-def test_by_default_all_features_of_the_upper_blocks_are_tried(monkeypatch):
-    backbone = MODELS.build(dict(type='mmaselect.DiTBackbone', arch=runs.tiny.ARCH, taps=[(0, 'hidden')]))
-    with module.choosing_taps(backbone, AutoTimestepNeck(runs.WIDTH, taps='auto')):
-        assert backbone.extractor.taps == tuple((block, name) for block in (1, 2, 3) for name in TAPS)
-    assert backbone.extractor.taps == ((0, 'hidden'),)
-    with module.choosing_taps(backbone, AutoTimestepNeck(runs.WIDTH, score_taps='auto')):
-        assert backbone.extractor.taps == ((1, 'value'), (2, 'value'), (3, 'value'))
-    with module.choosing_taps(backbone, AutoTimestepNeck(runs.WIDTH)):
-        assert backbone.extractor.taps == ((0, 'hidden'),)
+def test_the_upper_blocks_are_tried():
+    extractor = tiny.extractor([(0, 'hidden')])  # of four blocks
+    chosen_from = SelectionPolicy(score_taps='auto', choose_tap=True).taps_for(extractor)
+    assert chosen_from == tuple((block, name) for block in (1, 2, 3) for name in TAPS)
+    assert SelectionPolicy(score_taps='auto').taps_for(extractor) == ((1, 'value'), (2, 'value'), (3, 'value'))
+    assert SelectionPolicy(score_taps=None).taps_for(extractor) == ((0, 'hidden'),)
+    result = swept(extractor, TensorImages(tiny.images(3)), score_taps='auto', candidates=[5])
+    assert result.taps == ((1, 'value'), (2, 'value'), (3, 'value')) and extractor.taps == ((0, 'hidden'),)
 
 
 def test_a_settled_timestep_leaves_no_tap_to_choose(data, tmp_path):
@@ -118,7 +119,8 @@ def test_a_checkpoint_without_a_chosen_tap_gives_back_the_taps_of_the_config():
 
 
 def test_the_policy_reaches_the_sweep(data, tmp_path):
-    changes = {'model.neck.num_images': 'auto', 'model.neck.budget': 130, 'model.neck.controls': ['noise']}
+    changes = {'model.neck.selection.num_images': 'auto', 'model.neck.selection.budget': 130,
+               'model.neck.selection.controls': ['noise']}
     result = AutoTimestepHook().select(runs.runner(SEG, data, tmp_path, changes))
     assert result.num_images == runs.TRAIN  # all, as there are fewer than the first step takes
     # Three candidates of 6 images in 2 views each, as many for the control, and finer steps for what is left of the budget.
@@ -152,22 +154,22 @@ def test_the_log_has_every_remark(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name, score', [(SEG, 'auto'), (SEG, 'ridge'), (CLS, 'ridge')])
 def test_a_probe_gets_the_labels(name, score, data, tmp_path):
-    changes = {'model.neck.score': score, 'model.neck.num_images': 12}
+    changes = {'model.neck.selection.score': score, 'model.neck.selection.num_images': 12}
     result = AutoTimestepHook().select(runs.runner(name, data, tmp_path, changes))
     assert result.score['type'] == 'ridge' and -1 < result.chosen.score <= 1  # of random features, by a probe worse than the mean
     assert read(tmp_path) == result
 
 
 def test_few_images_of_many_classes_are_chosen_on_without_labels(data, tmp_path):
-    runner = runs.runner(CLS, data, tmp_path, {'model.neck.score': 'auto'})
-    source = images.SweepImages(runner.cfg, runner.model, 6, None, seed=0)
+    runner = runs.runner(CLS, data, tmp_path, {'model.neck.selection.score': 'auto'})
+    source = sweep_images.SweepImages(runner.cfg, runner.model, 6, None, seed=0)
     assert source.num_classes == len(source.dataset.CLASSES) > 1
     assert AutoTimestepHook().select(runner).score['type'] == 'half_consistency'
 
 
 def labels(runner, kind, size=None):
     """Path -> label and image, of labels of this kind."""
-    source = images.SweepImages(runner.cfg, runner.model, 6, size, seed=0)
+    source = sweep_images.SweepImages(runner.cfg, runner.model, 6, size, seed=0)
     assert source.label_kind == kind and len(source) == 6
     return {source.dataset.get_data_info(index)['img_path']: (label, image)
             for indices, stack, own in source.batches(0, 6) for index, image, label in zip(indices, stack, own, strict=True)}
@@ -199,13 +201,13 @@ def test_a_mask_is_sized_with_its_image():
     class Pixels(dict):
         gt_sem_seg = type('PixelData', (), dict(data=torch.tensor([[[3, 255], [0, 1]]])))
 
-    label = images.label_of(Pixels(gt_sem_seg=None), torch.zeros(3, 4, 6))
+    label = sweep_images.label_of(Pixels(gt_sem_seg=None), torch.zeros(3, 4, 6))
     assert label.tolist() == [[3] * 3 + [255] * 3] * 2 + [[0] * 3 + [1] * 3] * 2
-    assert images.label_of({}, torch.zeros(3, 4, 6)) is None
+    assert sweep_images.label_of({}, torch.zeros(3, 4, 6)) is None
 
 
 @pytest.mark.parametrize('labels, expected', [([2], 2), ([0, 2], None)])
 def test_an_image_of_several_classes_has_no_one_label(labels, expected):
     from mmpretrain.structures import DataSample
-    label = images.label_of(DataSample().set_gt_label(labels), torch.zeros(3, 4, 6))
+    label = sweep_images.label_of(DataSample().set_gt_label(labels), torch.zeros(3, 4, 6))
     assert label == expected if expected is None else int(label) == expected and label.ndim == 0

@@ -17,8 +17,8 @@ from mmaselect.selection import SelectionResult
 SEG, CLS = 'aselect_fashion_scenes', 'aselect_cub'
 TAPS = [(0, 'query'), (2, 'hidden')]
 SEVERAL = {
-    'model.backbone.num_timesteps': 3, 'model.neck.timesteps': 3, 'model.neck.gap': 100,
-    'model.neck.candidates': [40, 90, 150, 300, 600]}
+    'model.backbone.num_timesteps': 3, 'model.neck.selection.num_timesteps': 3, 'model.neck.selection.gap': 100,
+    'model.neck.selection.candidates': [40, 90, 150, 300, 600]}
 CHANGES = {
     SEG: {**SEVERAL, 'model.neck.fusion': 'concat', 'model.decode_head.in_channels': [3 * runs.WIDTH] * 4},
     CLS: {**SEVERAL, 'model.neck.fusion': 'weights'}}
@@ -222,6 +222,6 @@ def test_a_checkpoint_of_another_number_is_an_error(trained, data, tmp_path, no_
 
 
 def test_backbone_and_neck_must_agree(data, tmp_path, no_sweep):
-    runner = runs.runner(CLS, data, tmp_path, {'model.neck.timesteps': 3})
+    runner = runs.runner(CLS, data, tmp_path, {'model.neck.selection.num_timesteps': 3})
     with pytest.raises(ValueError, match='the neck chooses 3 timesteps and the backbone is set up for 1: set backbone.num_time'):
         runner.test()

@@ -2,12 +2,12 @@
 import pytest
 import tiny
 import torch
-from planted import Planted, colours
+from planted import Planted, colours, swept
 from scoring import value
 
 from mmaselect.extract import seeded_noise
 from mmaselect.extract.draws import draw
-from mmaselect.selection import Measurement, Score, TensorImages, sweep
+from mmaselect.selection import Measurement, Score, TensorImages
 from mmaselect.selection.scores import build
 
 
@@ -54,7 +54,7 @@ def test_equal_images_get_equal_features_where_the_noise_is_one(noise, alike):
 
 def test_unknown_noise_is_refused():
     with pytest.raises(ValueError, match="noise is 'seeded', 'random' or 'none', not 'pink'"):
-        sweep(Planted(), TensorImages(colours()), noise='pink')
+        swept(Planted(), TensorImages(colours()), noise='pink')
 
 
 @pytest.mark.parametrize('score', ['view_consistency', 'half_consistency', 'cell_consistency', 'hfr_coherent', 'lidar'])

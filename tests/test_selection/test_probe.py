@@ -5,7 +5,7 @@ from scoring import cells, value
 
 from mmaselect.extract import seeded_noise
 from mmaselect.selection import scores
-from mmaselect.selection.scores.probe import places
+from mmaselect.selection.scores.probe import sampled_cells
 
 
 def integers(high, *shape, seed=0, low=0):
@@ -84,8 +84,8 @@ def test_cells_without_a_class_count_for_nothing():
 
 
 def test_a_grid_of_fewer_cells_than_asked_for_shows_some_twice():
-    assert places(2, 2, 16).tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
-    assert len(set(places(5, 7, 16).tolist())) == 16
+    assert sampled_cells(2, 2, 16).tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+    assert len(set(sampled_cells(5, 7, 16).tolist())) == 16
 
 
 @pytest.mark.parametrize('labels', [torch.zeros(6).long(), torch.full((6,), -1), torch.tensor([0] * 5 + [-1])])

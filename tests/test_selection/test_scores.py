@@ -1,11 +1,11 @@
 """What holds for every score; each has its own values in the test file of its module."""
 import pytest
 import torch
-from planted import BEST, TIMES, Planted, colours
+from planted import BEST, TIMES, Planted, colours, swept
 from scoring import value
 
 from mmaselect.extract import seeded_noise
-from mmaselect.selection import SCORES, TensorImages, scores, sweep
+from mmaselect.selection import SCORES, TensorImages, scores
 
 
 @pytest.mark.parametrize('score', [
@@ -65,7 +65,7 @@ def test_third_parties_register_their_own(monkeypatch):
             return rows.mean().item()
 
     assert value('energy', 2 * torch.ones(3, 2, 2, 2)) == 4
-    result = sweep(Planted(), TensorImages(colours()), candidates=TIMES, score='energy')
+    result = swept(Planted(), TensorImages(colours()), candidates=TIMES, score='energy')
     assert (result.timestep, result.interval, result.score) == (BEST, None, dict(type='energy'))
     with pytest.raises(ValueError, match="'energy' is already registered"):
         scores.register('energy')(Energy)

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted import BEST, TIMES, TWO_TAPS, Planted, colours
+from planted import BEST, TIMES, TWO_TAPS, Planted, colours, swept
 
-from mmaselect.selection import SelectionResult, TensorImages, sweep
-from mmaselect.selection.candidates import even, room, spread
+from mmaselect.selection import SelectionResult, TensorImages
+from mmaselect.selection.candidates import candidate_grid
+from mmaselect.selection.choice import spaced_capacity, spaced_timesteps
 
 
 @pytest.mark.parametrize('count, gap, chosen', [
@@ -21,17 +22,17 @@ from mmaselect.selection.candidates import even, room, spread
     (3, 1, (200, 150, 130)),
 ])
 def test_the_best_with_a_gap(count, gap, chosen):
-    assert spread([0, 90, 130, 150, 200, 400], [1, 5, 6, 7, 9, 4], count, gap) == chosen
+    assert spaced_timesteps([0, 90, 130, 150, 200, 400], [1, 5, 6, 7, 9, 4], count, gap) == chosen
 
 
 def test_of_equal_scores_the_cleanest_comes_first():
-    assert spread([0, 100, 200, 300], [1, 2, 2, 2], 3, 100) == (100, 200, 300)
-    assert spread([0, 100, 200, 300], [1, 1, 1, 1], 2, 150) == (0, 200)
+    assert spaced_timesteps([0, 100, 200, 300], [1, 2, 2, 2], 3, 100) == (100, 200, 300)
+    assert spaced_timesteps([0, 100, 200, 300], [1, 1, 1, 1], 2, 150) == (0, 200)
 
 
 def test_the_best_is_passed_over_only_where_nothing_fits_beside_it():
-    assert spread([0, 60, 100], [1, 9, 2], 2, 100) == (100, 0)
-    assert spread([0, 60, 100, 160], [1, 9, 2, 0], 2, 100) == (60, 160)
+    assert spaced_timesteps([0, 60, 100], [1, 9, 2], 2, 100) == (100, 0)
+    assert spaced_timesteps([0, 60, 100, 160], [1, 9, 2, 0], 2, 100) == (60, 160)
 
 
 @pytest.mark.parametrize('seed', range(8))
@@ -46,27 +47,27 @@ def test_room_and_choice_against_exhaustive_search(seed):
 
     sets = [chosen for count in range(1, 10) for chosen in itertools.combinations(times, count) if apart(chosen)]
     most = max(map(len, sets))
-    assert room(times, (), gap) == most
+    assert spaced_capacity(times, (), gap) == most
     for t in times:
-        assert room(times, (t,), gap) == max(len(chosen) for chosen in sets if t in chosen)
+        assert spaced_capacity(times, (t,), gap) == max(len(chosen) for chosen in sets if t in chosen)
     for count in range(1, most + 1):
         # Of all sets of this size the one whose best is best, then whose second best is, and so on: what greed comes to.
         ranked = max(sorted((scores[times.index(t)] for t in chosen), reverse=True) for chosen in sets if len(chosen) == count)
-        assert [scores[times.index(t)] for t in spread(times, scores, count, gap)] == ranked
+        assert [scores[times.index(t)] for t in spaced_timesteps(times, scores, count, gap)] == ranked
     with pytest.raises(ValueError, match=f'of which {most} would'):
-        spread(times, scores, most + 1, gap)
+        spaced_timesteps(times, scores, most + 1, gap)
 
 
 def test_the_defaults_leave_room_for_eight():
     """Such as 0, 100, 224, 335, 468, 623, 800, 999."""
-    assert room(even(1000), (), 100) == 8
+    assert spaced_capacity(candidate_grid(1000), (), 100) == 8
 
 
 def test_a_sweep_takes_the_best_few():
     """Planted richness falls with the distance from t=130: 90 and 200 are next and too near, then come 40 and 400."""
     options = dict(candidates=TIMES, score='view_consistency')
-    result = sweep(Planted(), TensorImages(colours()), num_timesteps=2, gap=90, **options)
-    alone = sweep(Planted(), TensorImages(colours()), **options)
+    result = swept(Planted(), TensorImages(colours()), num_timesteps=2, gap=90, **options)
+    alone = swept(Planted(), TensorImages(colours()), **options)
     scores = {c.timestep: c.score for c in result.candidates}
     assert result.timesteps == (BEST, 40) and scores[90] > scores[40] and scores[200] > scores[40]
     assert result.timestep == alone.timestep == BEST and alone.timesteps == (BEST,)
@@ -76,7 +77,7 @@ def test_a_sweep_takes_the_best_few():
 
 def test_with_a_tap_further_timesteps_are_the_best_of_that_tap():
     """The first tap is richest at 40, the second, which is chosen, at 200 and next to it at 130."""
-    result = sweep(Planted(TWO_TAPS), TensorImages(colours()), candidates=TIMES, choose_tap=True, num_timesteps=2, gap=50)
+    result = swept(Planted(TWO_TAPS), TensorImages(colours()), candidates=TIMES, choose_tap=True, num_timesteps=2, gap=50)
     assert result.tap == (1, 'hidden') and result.timesteps == (200, BEST)
     first, second = next(c.tap_scores for c in result.candidates if c.timestep == 40)
     assert first > second
@@ -84,7 +85,7 @@ def test_with_a_tap_further_timesteps_are_the_best_of_that_tap():
 
 def test_controls_and_finer_steps_are_about_the_first():
     options = dict(candidates=[0, 100, 400, 999], budget=1000, controls=('noise',), noise='random', plateau=0)
-    result, alone = (sweep(Planted(), TensorImages(colours(8)), num_timesteps=n, **options) for n in (3, 1))
+    result, alone = (swept(Planted(), TensorImages(colours(8)), num_timesteps=n, **options) for n in (3, 1))
     assert result.timestep == alone.timestep and abs(result.timestep - BEST) <= 2
     assert result.controls == alone.controls and result.candidates == alone.candidates
     assert len(result.timesteps) == 3 and all(abs(a - b) >= 100 for a, b in itertools.combinations(result.timesteps, 2))
@@ -93,15 +94,15 @@ def test_controls_and_finer_steps_are_about_the_first():
 def test_what_does_not_fit_is_refused_before_the_work():
     model = Planted()
     with pytest.raises(ValueError, match=r'4 timesteps at least 300 apart do not fit .*\[0, 40.*of which 3 would'):
-        sweep(model, TensorImages(colours()), candidates=TIMES, num_timesteps=4, gap=300)
+        swept(model, TensorImages(colours()), candidates=TIMES, num_timesteps=4, gap=300)
     for options in (dict(num_timesteps=0), dict(gap=0)):
         with pytest.raises(ValueError, match='both must be 1 or more'):
-            sweep(model, TensorImages(colours()), candidates=TIMES, **options)
+            swept(model, TensorImages(colours()), candidates=TIMES, **options)
     assert not model.calls
 
 
 def test_the_record_names_all_of_them(tmp_path):
-    result = sweep(Planted(), TensorImages(colours()), candidates=TIMES, num_timesteps=3)
+    result = swept(Planted(), TensorImages(colours()), candidates=TIMES, num_timesteps=3)
     first, second, third = result.timesteps
     assert f'selected timestep t={BEST} and then {second}, {third} (sigma' in result.summary()
     marks = {int(line[1:].split()[0]): line[0] for line in result.table().splitlines()[1:]}
@@ -116,10 +117,10 @@ def test_the_record_names_all_of_them(tmp_path):
 
 
 def test_a_record_from_when_there_was_one_timestep_loads(tmp_path):
-    result = sweep(Planted(), TensorImages(colours()), candidates=TIMES)
+    result = swept(Planted(), TensorImages(colours()), candidates=TIMES)
     result.save(tmp_path / 'r.json')
     data = json.loads((tmp_path / 'r.json').read_text())
-    for later in ('timesteps', 'noise', 'noise_seed', 'plateau'):
+    for later in ('timesteps', 'noise', 'noise_seed', 'policy'):
         del data[later]
     (tmp_path / 'r.json').write_text(json.dumps(data))
-    assert SelectionResult.load(tmp_path / 'r.json') == replace(result, noise='random', plateau=0)
+    assert SelectionResult.load(tmp_path / 'r.json') == replace(result, noise='random', policy=dict(plateau=0))

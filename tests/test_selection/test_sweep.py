@@ -4,11 +4,12 @@ import pytest
 import tiny
 import torch
 import torch.multiprocessing
-from planted import BEST, RUNS, TIMES, TWO_TAPS, Given, Planted, colours, rank_of_two, run
+from planted import BEST, RUNS, TIMES, TWO_TAPS, Given, Planted, colours, rank_of_two, run, swept
 
 from mmaselect.extract import NoiseProcess
-from mmaselect.selection import SCORES, SelectionResult, TensorImages, sweep
-from mmaselect.selection.candidates import even, middle, resolve
+from mmaselect.selection import SCORES, SelectionResult, TensorImages
+from mmaselect.selection.candidates import candidate_grid, resolve_candidates
+from mmaselect.selection.choice import plateau_centre
 
 
 def scores_of(result):
@@ -23,7 +24,7 @@ def classes(count=24):
 
 @pytest.mark.parametrize('score', ['hfr', 'hfr_coherent', 'view_consistency', 'half_consistency', 'fisher'])
 def test_finds_the_planted_timestep(score):
-    result = sweep(Planted(), TensorImages(colours(), classes()), candidates=TIMES, score=score, noise='random',
+    result = swept(Planted(), TensorImages(colours(), classes()), candidates=TIMES, score=score, noise='random',
                    plateau=0)
     assert result.timestep == BEST
     assert not result.edge
@@ -32,7 +33,7 @@ def test_finds_the_planted_timestep(score):
 
 @pytest.mark.parametrize('score', SCORES)
 def test_batch_sizes_change_nothing(score):
-    results = [sweep(Planted(), TensorImages(colours(), classes(), batch_size=size), candidates=TIMES, score=score,
+    results = [swept(Planted(), TensorImages(colours(), classes(), batch_size=size), candidates=TIMES, score=score,
                      forward_batch=forward)
                for size, forward in ((24, 64), (5, 64), (24, 1), (1, 7))]
     assert len({r.timestep for r in results}) == 1
@@ -45,19 +46,19 @@ def test_the_order_of_the_images_changes_nothing():
         def batches(self, start, stop):
             return reversed(list(super().batches(start, stop)))
 
-    results = [sweep(Planted(), kind(colours(), batch_size=1), candidates=TIMES) for kind in (TensorImages, Reversed)]
+    results = [swept(Planted(), kind(colours(), batch_size=1), candidates=TIMES) for kind in (TensorImages, Reversed)]
     assert scores_of(results[0]) == scores_of(results[1])
 
 
 def test_twice_in_a_row_is_the_same_and_the_global_generator_is_left_alone():
     torch.manual_seed(0)
-    first = sweep(Planted(), TensorImages(colours()), candidates=TIMES)
+    first = swept(Planted(), TensorImages(colours()), candidates=TIMES)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    second = sweep(Planted(), TensorImages(colours()), candidates=TIMES)
+    second = swept(Planted(), TensorImages(colours()), candidates=TIMES)
     assert torch.equal(before, torch.get_rng_state())
     assert first.candidates == second.candidates
-    assert scores_of(first) != scores_of(sweep(Planted(), TensorImages(colours()), candidates=TIMES, seed=1))
+    assert scores_of(first) != scores_of(swept(Planted(), TensorImages(colours()), candidates=TIMES, seed=1))
 
 
 @pytest.fixture(scope='module')
@@ -91,7 +92,7 @@ def test_what_two_ranks_find_is_right(ranks):
 
 def test_each_view_is_encoded_once_and_candidates_share_forward_passes():
     model = Planted()
-    sweep(model, TensorImages(colours(8), batch_size=8), candidates=TIMES, forward_batch=32)
+    swept(model, TensorImages(colours(8), batch_size=8), candidates=TIMES, forward_batch=32)
     assert [call for call in model.calls if call[0] == 'encode'] == [('encode', 8)] * 2
     assert [call for call in model.calls if call[0] == 'forward'] == [('forward', 32)] * 3 + [('forward', 16)]
 
@@ -99,14 +100,14 @@ def test_each_view_is_encoded_once_and_candidates_share_forward_passes():
 def test_the_vae_sees_each_view_once():
     extractor, seen = tiny.extractor(), []
     extractor.encoder.vae.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    sweep(extractor, TensorImages(tiny.images(6), batch_size=4), candidates=5, forward_batch=3)
+    swept(extractor, TensorImages(tiny.images(6), batch_size=4), candidates=5, forward_batch=3)
     assert sum(seen) == 6 * 2
 
 
 def test_a_real_extractor_keeps_its_mode_and_weights():
     extractor = tiny.extractor([(0, 'query'), (-1, 'hidden')]).train()
     before = {name: value.clone() for name, value in extractor.state_dict().items()}
-    result = sweep(extractor, TensorImages(tiny.images(6), batch_size=3), candidates=5, score='hfr')
+    result = swept(extractor, TensorImages(tiny.images(6), batch_size=3), candidates=5, score='hfr')
     assert extractor.training
     assert all(torch.equal(value, before[name]) for name, value in extractor.state_dict().items())
     assert all(len(c.tap_scores) == 2 and c.score == pytest.approx(sum(c.tap_scores) / 2) for c in result.candidates)
@@ -117,7 +118,7 @@ def test_a_real_extractor_keeps_its_mode_and_weights():
 def test_every_score_of_a_real_extractor_on_odd_images(score, height, width):
     """Grids of 1x6 and 4x6 cells, the second with cells that reach beyond the image."""
     images, labels = tiny.images(6, height, width), torch.arange(6 * height * width).view(6, height, width) // 5 % 3
-    result = sweep(tiny.extractor(), TensorImages(images, labels), candidates=[0, 300], score=score)
+    result = swept(tiny.extractor(), TensorImages(images, labels), candidates=[0, 300], score=score)
     assert all(isinstance(score, float) for score in scores_of(result))  # and finite, or the sweep had refused
 
 
@@ -133,25 +134,25 @@ def test_labels_per_pixel_are_those_at_the_middle_of_the_cells():
     images = labels[:, None].float().expand(-1, 3, -1, -1)
     labels[0, 2, 2] = 255
     for score in ('ridge', 'fisher'):
-        result = sweep(Cells(), TensorImages(images, labels), candidates=[0], score=dict(type=score, cells=12))
+        result = swept(Cells(), TensorImages(images, labels), candidates=[0], score=dict(type=score, cells=12))
         assert result.chosen.score == pytest.approx(1)
 
 
 def test_class_255_of_an_image_is_a_class():
     labels = torch.where(classes() > 0, 255, 254)
-    result = sweep(Planted(), TensorImages(colours(), labels), candidates=[BEST],
+    result = swept(Planted(), TensorImages(colours(), labels), candidates=[BEST],
                    score=dict(type='ridge', ridge=0.1, measure='accuracy'))
     assert result.chosen.score > 0.8
 
 
 def test_scores_that_need_labels_say_so():
     with pytest.raises(ValueError, match="'ridge' needs labels, and these images have none"):
-        sweep(Planted(), TensorImages(colours()), candidates=TIMES, score='ridge')
+        swept(Planted(), TensorImages(colours()), candidates=TIMES, score='ridge')
 
 
 def test_auto_asks_the_labels_where_there_are_enough():
     masks = classes()[:, None, None].expand(-1, 12, 20)
-    found = [sweep(Planted(), TensorImages(colours(), labels), candidates=TIMES, score='auto')
+    found = [swept(Planted(), TensorImages(colours(), labels), candidates=TIMES, score='auto')
              for labels in (masks, classes(), None)]
     assert [result.score['type'] for result in found] == ['ridge', 'half_consistency', 'half_consistency']
     assert scores_of(found[0])[0] < 0.5 < found[0].chosen.score
@@ -164,16 +165,16 @@ def test_coherent_hfr_of_images_of_two_sizes_is_refused():
                 yield indices, images[..., :12 + indices[0]], labels
 
     with pytest.raises(ValueError, match='needs images of one size: set image_size'):
-        sweep(Planted(), TwoSizes(colours(), batch_size=4), candidates=TIMES, score='hfr_coherent')
+        swept(Planted(), TwoSizes(colours(), batch_size=4), candidates=TIMES, score='hfr_coherent')
 
 
 def test_one_candidate_is_chosen_and_no_edge():
-    result = sweep(Planted(), TensorImages(colours()), candidates=[400])
+    result = swept(Planted(), TensorImages(colours()), candidates=[400])
     assert (result.timestep, result.edge) == (400, None)
 
 
 def test_an_optimum_at_the_edge_is_said():
-    result = sweep(Planted(), TensorImages(colours()), candidates=[BEST, 400, 999])
+    result = swept(Planted(), TensorImages(colours()), candidates=[BEST, 400, 999])
     assert result.edge == 'low' and 'highest at the edge of the candidates, the low-noise end; the optimum' in result.remarks[0]
 
 
@@ -182,7 +183,7 @@ def test_the_choice_is_the_middle_of_the_plateau(plateau, chosen):
     scores = dict(zip(TIMES, (0.4, 1, 0.9, 0.85, 0.6, 0.3, 0), strict=True))
     model = Planted()
     model.features = lambda latent, t, noise: [torch.tensor([scores[k] for k in t.tolist()]).view(-1, 1, 1, 1)]
-    result = sweep(model, TensorImages(colours()), candidates=TIMES, score=Given(), plateau=plateau)
+    result = swept(model, TensorImages(colours()), candidates=TIMES, score=Given(), plateau=plateau)
     assert (result.timestep, result.interval, result.probability) == (chosen, (chosen, chosen), 1)
 
 
@@ -192,30 +193,30 @@ def test_the_middle_is_that_of_the_chosen_taps_own_plateau():
               for own in ((0.4, 1, 0.9, 0.85, 0.6, 0.3, 0), (0.2, 0.9, 0.95, 0.95, 0.5, 0.3, 0))]
     model = Planted(TWO_TAPS)
     model.features = lambda latent, t, noise: [torch.tensor([own[k] for k in t.tolist()]).view(-1, 1, 1, 1) for own in curves]
-    result = sweep(model, TensorImages(colours()), candidates=TIMES, score=Given(), choose_tap=True)
+    result = swept(model, TensorImages(colours()), candidates=TIMES, score=Given(), choose_tap=True)
     assert (result.timestep, result.tap, result.probability) == (90, (0, 'hidden'), 1)
     assert 't=90 and tap 0.hidden' in result.summary() and 'by given 0.9000' in result.summary()
 
 
 def test_the_middle_of_every_run_of_the_default_candidates():
-    timesteps = even(1000)
+    timesteps = candidate_grid(1000)
     for first in range(20):
         for last in range(first, 20):
             curve = torch.tensor([float(first <= place <= last) for place in range(20)])
             if (first, last) != (0, 19):  # which is no run, but a constant
-                assert int(middle(curve, timesteps, 0.2)) == (first + last + 1) // 2
-    assert [int(middle(torch.ones(4), listed, 0.2)) for listed in ([0, 50, 60, 400], [0, 50, 340, 400])] == [2, 1]
+                assert int(plateau_centre(curve, timesteps, 0.2)) == (first + last + 1) // 2
+    assert [int(plateau_centre(torch.ones(4), listed, 0.2)) for listed in ([0, 50, 60, 400], [0, 50, 340, 400])] == [2, 1]
 
 
 def test_a_plateau_is_a_share():
     for plateau in (-0.1, 1, 20):
-        with pytest.raises(ValueError, match='a share of what lies between'):
-            sweep(Planted(), TensorImages(colours()), candidates=TIMES, plateau=plateau)
+        with pytest.raises(ValueError, match='a share of the range of the scores'):
+            swept(Planted(), TensorImages(colours()), candidates=TIMES, plateau=plateau)
 
 
 def test_no_images_are_refused():
     with pytest.raises(ValueError, match='the sweep got no images'):
-        sweep(Planted(), TensorImages(colours(0)))
+        swept(Planted(), TensorImages(colours(0)))
 
 
 def test_a_feature_that_is_not_finite_is_named():
@@ -225,34 +226,34 @@ def test_a_feature_that_is_not_finite_is_named():
             return (torch.where((t == 400)[:, None, None, None], torch.nan, feature),)
 
     with pytest.raises(FloatingPointError, match=r"\(0, 'hidden'\) is not finite at t=400"):
-        sweep(Broken(), TensorImages(colours()), candidates=TIMES)
+        swept(Broken(), TensorImages(colours()), candidates=TIMES)
 
 
 def test_a_score_that_is_not_finite_is_named(monkeypatch):
     from mmaselect.selection.scores.frequency import HighFrequencyRatio
     monkeypatch.setattr(HighFrequencyRatio, 'terms', lambda self, rows, total: (rows[:, :1] * torch.nan, rows[:, 1:]))
     with pytest.raises(FloatingPointError, match=r"'hfr' of \(0, 'hidden'\) at t=0"):
-        sweep(Planted(), TensorImages(colours()), candidates=TIMES, score='hfr')
+        swept(Planted(), TensorImages(colours()), candidates=TIMES, score='hfr')
 
 
 def test_candidates():
-    assert even(1000, 5) == [0, 62, 250, 562, 999]
-    assert even(1000, 1) == [0] and even(3, 20) == [0, 2] and even(1, 5) == [0]
-    grid = even(1000)
+    assert candidate_grid(1000, 5) == [0, 62, 250, 562, 999]
+    assert candidate_grid(1000, 1) == [0] and candidate_grid(3, 20) == [0, 2] and candidate_grid(1, 5) == [0]
+    grid = candidate_grid(1000)
     assert len(grid) == 20 and grid[0] == 0 and grid[-1] == 999
     gaps = [b - a for a, b in zip(grid, grid[1:], strict=False)]
     assert gaps == sorted(gaps)
-    assert resolve((300, 20), 1000) == [20, 300]
+    assert resolve_candidates((300, 20), 1000) == [20, 300]
 
 
 @pytest.mark.parametrize('candidates', [[], [0, 0], [-1], [1000], 0])
 def test_bad_candidates_are_refused(candidates):
     with pytest.raises(ValueError, match='candidates must be'):
-        resolve(candidates, 1000)
+        resolve_candidates(candidates, 1000)
 
 
 def test_result_survives_json_and_draws_itself(tmp_path):
-    result = sweep(Planted(), TensorImages(colours()), candidates=TIMES)
+    result = swept(Planted(), TensorImages(colours()), candidates=TIMES)
     result.save(tmp_path / 'r.json')
     assert SelectionResult.load(tmp_path / 'r.json') == result
     result.plot(tmp_path / 'r.png')
@@ -268,13 +269,13 @@ def test_infinite_log_snr_survives_json(tmp_path):
     from diffusers import FlowMatchEulerDiscreteScheduler
     model = Planted()
     model.process = NoiseProcess.from_scheduler(FlowMatchEulerDiscreteScheduler())
-    result = sweep(model, TensorImages(colours()), candidates=[0, 999])
+    result = swept(model, TensorImages(colours()), candidates=[0, 999])
     result.save(tmp_path / 'r.json')
     assert SelectionResult.load(tmp_path / 'r.json').candidates[-1].log_snr == -float('inf')
 
 
 def test_nothing_is_half_written(tmp_path, monkeypatch):
-    result = sweep(Planted(), TensorImages(colours()), candidates=TIMES)
+    result = swept(Planted(), TensorImages(colours()), candidates=TIMES)
     result.save(tmp_path / 'r.json')
     monkeypatch.setattr('pathlib.Path.write_text', lambda self, text: (_ for _ in ()).throw(OSError('disk full')))
     with pytest.raises(OSError, match='disk full'):
@@ -287,4 +288,4 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(OSError, match='cannot write into .*file'):
-        sweep(Planted(), TensorImages(colours()), candidates=TIMES).save(tmp_path / 'file' / 'r.json')
+        swept(Planted(), TensorImages(colours()), candidates=TIMES).save(tmp_path / 'file' / 'r.json')

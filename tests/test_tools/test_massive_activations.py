@@ -8,7 +8,8 @@ import torch
 
 TOOL = runs.ROOT / 'tools' / 'analysis_tools' / 'massive_activations.py'
 SEG = 'aselect_fashion_scenes'
-FIXED = {'model.backbone.timestep': [40, 600], 'model.neck.timesteps': 2, 'model.decode_head.in_channels': [2 * runs.WIDTH] * 4}
+FIXED = {'model.backbone.timestep': [40, 600], 'model.neck.selection.num_timesteps': 2,
+         'model.decode_head.in_channels': [2 * runs.WIDTH] * 4}
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +49,7 @@ def test_planted_channels_are_reported(checkpoint, data, tmp_path):
 
 
 def test_the_timestep_is_chosen_first_where_it_is_open_and_the_factor_counts(data, tmp_path):
-    words = runs.words({**runs.options(SEG, data), 'model.neck.controls': []})
+    words = runs.words({**runs.options(SEG, data), 'model.neck.selection.controls': []})
     runs.run_here(TOOL, runs.CONFIGS[SEG], '--work-dir', tmp_path, '--images', 2, '--factor', 1, *words)
     record = json.loads((tmp_path / 'massive_activations.json').read_text())
     chosen = json.loads((tmp_path / 'timestep_selection.json').read_text())['timestep']

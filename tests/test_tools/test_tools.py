@@ -184,7 +184,7 @@ def distributed(data, folder):
     config, outputs, logs = runs.spied(SEG, folder), [], []
     first = words(SEG, data, model__backbone__frozen=False)
     longer = words(SEG, data, model__backbone__frozen=False, train_cfg__max_iters=4, train_cfg__val_interval=4,
-                   model__neck__candidates=[7, 8])
+                   model__neck__selection__candidates=[7, 8])
     for name, options in (('first', first), ('second', ['--resume', *longer])):
         (folder / name).mkdir()
         outputs.append(runs.run('bash', TOOLS / 'dist_train.sh', config, 2, '--work-dir', folder / 'run', *options,
@@ -240,14 +240,14 @@ def killed(where, data, folder):
 
 def killed_words(data, **changes):
     settings = dict(train_cfg__max_iters=4, train_cfg__val_interval=4, default_hooks__checkpoint__interval=2,
-                    model__neck__forward_batch=12)
+                    model__neck__selection__forward_batch=12)
     return words(SEG, data, **{**settings, **changes})
 
 
 def resume(work_dir, data):
     """Goes on with a run until it is complete; a sweep would now have other candidates. What it printed."""
     printed = runs.run_here(TRAIN, runs.CONFIGS[SEG], '--work-dir', work_dir, '--resume',
-                            *killed_words(data, model__neck__candidates=[7, 8]))
+                            *killed_words(data, model__neck__selection__candidates=[7, 8]))
     assert 'Iter(train) [4/4]' in printed and 'last evaluation' in printed
     assert chosen_in(work_dir / 'iter_4.pth') == SelectionResult.load(work_dir / 'timestep_selection.json').timestep
     return printed

@@ -18,8 +18,9 @@ from tqdm import tqdm
 from mmaselect.extract.massive import magnitudes, massive_channels
 from mmaselect.files import atomic
 from mmaselect.openmm import AutoTimestepHook, AutoTimestepNeck, DiTBackbone, launch
-from mmaselect.openmm.hook import find, images_of, unwrap
+from mmaselect.openmm.modules import find_module, unwrap
 from mmaselect.openmm.safe_load import CheckpointError
+from mmaselect.openmm.sweep_images import training_sample
 from mmaselect.selection.result import tap_name
 
 
@@ -70,12 +71,12 @@ def main():
     runner = launch.build_runner(cfg)
     runner.load_or_resume()
     model = unwrap(runner.model).eval()
-    backbone, neck = find(model, DiTBackbone), find(model, AutoTimestepNeck)
+    backbone, neck = find_module(model, DiTBackbone), find_module(model, AutoTimestepNeck)
     if backbone is None or neck is None:
         parser.error(f'{args.config} has no DiTBackbone with an AutoTimestepNeck, which would discard the channels')
     with autocast(enabled=args.amp):
         AutoTimestepHook().select(runner)
-        images = images_of(cfg, model, neck, args.images)
+        images = training_sample(cfg, model, neck.policy, args.images)
         rows, discard = report(backbone, measure(backbone, images), args.factor)
     path = Path(runner.work_dir) / 'massive_activations.json'
     with atomic(path) as part:

@@ -97,4 +97,4 @@ class Score:
         return dict(type=self.name, **vars(self))
 
 
-from . import consistency, frequency, halves, probe, rank  # noqa: E402, F401, they register themselves
+from . import consistency, frequency, half_consistency, probe, rank  # noqa: E402, F401, they register themselves

@@ -35,8 +35,8 @@ def principal(features, components):
     return scores[:, values > 1e-10 * values[-1]][:, -components:]
 
 
-def places(h, w, count):
-    """``count`` cells of an (h, w) grid, spread at random but always the same; where there are fewer, some more than once."""
+def sampled_cells(h: int, w: int, count: int) -> torch.Tensor:
+    """Indices of ``count`` cells of an (h, w) grid, spread at random but always the same; where there are fewer, some repeat."""
     order = torch.randperm(h * w, generator=torch.Generator().manual_seed(0))
     return order.repeat(-(-count // (h * w)))[:count].sort().values
 
@@ -47,8 +47,8 @@ def means(maps):
 
 
 class Consistency(Score):
-    """The intraclass correlation of two augmented views, in the leading principal components. Rows are (B, 2, m, D), of m places
-    per image. What all images have in common at a place of a view, its position and the noise that is added there, is left out:
+    """The intraclass correlation of two augmented views, in the leading principal components. Rows are (B, 2, m, D), of m cells
+    per image. What all images have in common at a cell of a view, its position and the noise that is added there, is left out:
     it tells no images apart."""
     views: ClassVar[int] = 2
     augmented: ClassVar[bool] = True
@@ -89,7 +89,7 @@ class CellConsistency(Consistency):
     """``view_consistency`` of the cells of the map in place of the pooled map, for dense tasks. Ours; no labels.
 
     The views' maps are laid back on the image, and the intraclass correlation is that of the two features of the same place, in
-    the leading principal components of all places of all images. Two augmented views per image.
+    the leading principal components of all cells of all images. Two augmented views per image.
 
     Args:
         components (int | None): Leading principal components; None keeps all.
@@ -103,6 +103,6 @@ class CellConsistency(Consistency):
     def observe(self, maps, labels=None):
         h, w = maps[0].shape[-2:]
         top, left = h // 8, w // 8  # augmentation shifts by up to a tenth
-        inner = torch.stack([m[:, :, top:h - top, left:w - left].flatten(2) for m in maps], 1)  # (B, 2, D, places)
-        chosen = places(h - 2 * top, w - 2 * left, self.cells).to(inner.device)
+        inner = torch.stack([m[:, :, top:h - top, left:w - left].flatten(2) for m in maps], 1)  # (B, 2, D, cells)
+        chosen = sampled_cells(h - 2 * top, w - 2 * left, self.cells).to(inner.device)
         return inner[..., chosen].transpose(2, 3)  # (B, 2, m, D)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from . import Score, register
-from .consistency import places, standardise
+from .consistency import sampled_cells, standardise
 
 
 def pooled(feature, side):
@@ -29,7 +29,7 @@ class Labelled(Score):
         else:
             if self.cells < 2:
                 raise ValueError(f'cells={self.cells}: look at two or more')
-            chosen = places(*maps[0].shape[-2:], self.cells).to(maps[0].device)
+            chosen = sampled_cells(*maps[0].shape[-2:], self.cells).to(maps[0].device)
             features = maps[0].float().flatten(2)[:, :, chosen].transpose(1, 2)  # (B, m, D)
             labels = labels.flatten(1)[:, chosen]
         return torch.cat([features, labels[..., None].to(features)], 2)  # (B, m, F + 1)

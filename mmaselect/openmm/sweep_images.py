@@ -8,11 +8,14 @@ import random
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATASETS
+from torch import nn
 
 from mmaselect.extract.noise import mix
+from mmaselect.selection import SelectionPolicy
 
 
 class Sample(torch.utils.data.Dataset):
@@ -98,6 +101,12 @@ def label_of(data_sample, image):
     return None
 
 
+def training_sample(cfg: Config, model: nn.Module, policy: SelectionPolicy, count: int | None = None) -> 'SweepImages':
+    """Training images for a policy: ``count`` of them, or as many as it looks at."""
+    size = policy.image_size or getattr(model.data_preprocessor, 'size', None)
+    return SweepImages(cfg, model, count or policy.most_images, (size, size) if isinstance(size, int) else size, policy.seed)
+
+
 class SweepImages:
     """A sample of the training images with their labels, as ``selection.sweep`` takes them.
 
@@ -142,7 +151,7 @@ class SweepImages:
     def batches(self, start, stop):
         """This rank's share of the sample from ``start`` to ``stop``: batches of (indices, images, labels or None)."""
         rank, ranks = get_dist_info()
-        share = [index for place, index in enumerate(self.order[:stop]) if place >= start and place % ranks == rank]
+        share = self.order[start:stop][(rank - start) % ranks::ranks]
         for _, group in itertools.groupby(self._prepared(share), key=lambda item: item[1].shape):
             while chunk := list(itertools.islice(group, self.batch_size)):
                 indices, images, labels = zip(*chunk, strict=True)

@@ -4,7 +4,7 @@ from scoring import value
 
 from mmaselect.extract import seeded_noise
 from mmaselect.selection.scores.consistency import principal
-from mmaselect.selection.scores.halves import explained
+from mmaselect.selection.scores.half_consistency import explained
 
 
 def seen(subject, noise):

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from . import register
 from .consistency import Consistency, principal
 
-# In a map of 2 x 2 parts, read row by row: one half of an image, and the other.
-HALVES = (((0, 2), (1, 3)), ((1, 3), (0, 2)), ((0, 1), (2, 3)), ((2, 3), (0, 1)))
+# Quarters of a map, row by row: those of one half of an image, and those of the other.
+PAIRS = (((0, 2), (1, 3)), ((1, 3), (0, 2)), ((0, 1), (2, 3)), ((2, 3), (0, 1)))
 RIDGE = 0.1  # penalty per image, on standardised features
 
 
@@ -52,12 +52,12 @@ class HalfConsistency(Consistency):
 
     def terms(self, rows, total):
         views = super().terms(rows.mean(2, keepdim=True), total)  # (N, k) each
-        halves = []
-        for one, other in HALVES:
+        ratios = []
+        for one, other in PAIRS:
             x = principal(rows[:, 0, one].mean(1), self.components)
             y = principal(rows[:, 1, other].mean(1), self.components)
-            halves.append(explained(x, y))
-        halves = [torch.stack(part, 1) for part in zip(*halves, strict=True)]  # (N, 4) each
-        # Repeated such that in the mean of all ratios the views weigh twice as much as the halves, which know no places.
-        return tuple(torch.cat([view.repeat(1, 2 * len(HALVES)), half.repeat(1, view.shape[1])], 1)
-                     for view, half in zip(views, halves, strict=True))
+            ratios.append(explained(x, y))
+        ratios = [torch.stack(part, 1) for part in zip(*ratios, strict=True)]  # (N, 4) each
+        # Repeated such that in the mean of all ratios the views weigh twice as much as the pairs of halves.
+        return tuple(torch.cat([view.repeat(1, 2 * len(PAIRS)), pair.repeat(1, view.shape[1])], 1)
+                     for view, pair in zip(views, ratios, strict=True))

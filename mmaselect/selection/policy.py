@@ -1,0 +1,128 @@
+"""Every option of a sweep in one object: the neck, the notebook and the tools take it, and ``sweep`` carries it out."""
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from mmaselect.extract import TAPS
+
+from . import scores
+
+CONTROLS = ('noise', 'random weights')
+MOST_IMAGES = 2048  # of a sweep that takes more images until its choice is stable
+
+Tap = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class SelectionPolicy:
+    """How the timestep is chosen. Checked once, here. The defaults are the recommended ones.
+
+    Args:
+        score (str | dict | Score): How features are judged; see ``scores.build``.
+        score_taps (str | Sequence[tuple[int, str]] | None): The features that are judged, as (block, name). 'auto' takes the
+            values of four blocks, and all features of these where ``choose_tap`` is set. None takes what the extractor reads.
+        choose_tap (bool): Whether one of ``score_taps`` is chosen together with the timestep, by the highest score. Otherwise the
+            mean over ``score_taps`` chooses the timestep. Needs a score that means the same for all taps.
+        num_timesteps (int): How many timesteps to choose: after the first the best that lie ``gap`` or more apart.
+        gap (int): Between two chosen timesteps, in training timesteps. The default is what lies between DDPM-seg's 50, 150 and
+            250 (Baranchuk et al. 2022, arXiv:2112.03126).
+        candidates (int | Sequence[int]): Timesteps to try, 0 the cleanest, or how many to spread over the schedule.
+        plateau (float): The choice is the centre of the run of candidates around the best one that lose at most this share of the
+            scores' range; see ``choice.plateau_centre``. 0 takes the best.
+        num_images (int | str): At most so many images are looked at. 'auto' begins with 128 and doubles them until 95 % of
+            the bootstrap's choices are the choice or a neighbour of it.
+        image_size (int | tuple[int, int] | None): Height and width in pixels that images of a dataset are cut to. None is the
+            crop size of the data_preprocessor, or no cut where it has none.
+        budget (int | None): Forward passes: images times timesteps times views. What the candidates and controls leave of it goes
+            into finer steps at the plateau's bounds and around the choice. None takes no finer steps.
+        controls (Sequence[str]): What the same score would choose where nothing is to be found: of 'noise' in place of the
+            images, of a model of 'random weights'.
+        forward_batch (int): At most so many latents per forward pass of the transformer; several candidates share one.
+        seed (int): Of the choice of images, of augmentation and bootstrap, and of the noise where it is 'random'.
+
+    Raises:
+        ValueError: An option is wrong; the message says which and why.
+    """
+    score: Any = 'half_consistency'
+    score_taps: str | tuple[Tap, ...] | None = None
+    choose_tap: bool = False
+    num_timesteps: int = 1
+    gap: int = 100
+    candidates: int | tuple[int, ...] = 20
+    plateau: float = 0.2
+    num_images: int | str = 256
+    image_size: int | tuple[int, int] | None = None
+    budget: int | None = None
+    controls: tuple[str, ...] = CONTROLS
+    forward_batch: int = 64
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ('score_taps', 'candidates', 'image_size', 'controls'):  # configs and JSON have lists
+            object.__setattr__(self, name, _as_tuples(getattr(self, name)))
+        if isinstance(self.score, Mapping):
+            object.__setattr__(self, 'score', dict(self.score))  # of a ConfigDict
+        score = scores.build(self.score)
+        if isinstance(self.score_taps, str) and self.score_taps != 'auto':
+            raise ValueError(f"score_taps={self.score_taps!r}: 'auto', a list of (block, name), or None for those that are read")
+        if self.choose_tap and not score.comparable:
+            raise ValueError(f'the score {score.name!r} is not on one scale for all taps, so that it cannot choose between them: '
+                             'take half_consistency or ridge')
+        if self.num_images != 'auto' and (not isinstance(self.num_images, int) or self.num_images < 1):
+            raise ValueError(f"num_images={self.num_images!r}: the sweep needs at least one, or 'auto'")
+        if self.num_images == 'auto' and type(score).terms is scores.Score.terms:
+            raise ValueError(f"the score {score.name!r} cannot say how stable its choice is: give a number of images, not 'auto'")
+        if self.num_timesteps < 1 or self.gap < 1:
+            raise ValueError(f'num_timesteps={self.num_timesteps}, gap={self.gap}: both must be 1 or more')
+        if not 0 <= self.plateau < 1:
+            raise ValueError(f'plateau={self.plateau}: a share of the range of the scores, in [0, 1)')
+        if isinstance(self.controls, str) or set(self.controls) - set(CONTROLS):
+            raise ValueError(f'controls are some of {CONTROLS}, not {self.controls!r}')
+
+    @classmethod
+    def of(cls, options: 'SelectionPolicy | Mapping[str, Any] | None') -> 'SelectionPolicy':
+        """A policy from a config's ``selection=dict(...)``; None takes the defaults, and a policy is given back.
+
+        Raises:
+            ValueError: An option does not exist, or is wrong.
+        """
+        if isinstance(options, cls):
+            return options
+        names = [field.name for field in fields(cls)]
+        for name in options or {}:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1, 0.5)
+                raise ValueError(f'selection has no option {name!r}: ' + (f'did you mean {near[0]!r}? ' if near else '')
+                                 + f'There are {", ".join(names)}')
+        return cls(**(options or {}))
+
+    @property
+    def most_images(self) -> int:
+        """How many images a sample for the sweep needs."""
+        return MOST_IMAGES if self.num_images == 'auto' else self.num_images
+
+    def taps_for(self, extractor) -> tuple[Tap, ...]:
+        """The taps that are scored with an extractor."""
+        if self.score_taps == 'auto':
+            return upper_taps(extractor.family.depth, tuple(TAPS) if self.choose_tap else ('value',))
+        return extractor.taps if self.score_taps is None else self.score_taps
+
+    def record(self) -> dict[str, Any]:
+        """The options as JSON has them."""
+        found = {name: _as_lists(value) for name, value in asdict(self).items()}
+        return {**found, 'score': self.score.describe() if isinstance(self.score, scores.Score) else found['score']}
+
+
+def upper_taps(depth: int, names: tuple[str, ...]) -> tuple[Tap, ...]:
+    """Taps of four blocks from the middle of a transformer to near its end, where published probes found the best features."""
+    blocks = sorted({round((depth - 1) * part) for part in (0.4, 0.55, 0.7, 0.85)})
+    return tuple((block, name) for block in blocks for name in names)
+
+
+def _as_tuples(value):
+    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple, range)) else value
+
+
+def _as_lists(value):
+    return list(map(_as_lists, value)) if isinstance(value, (list, tuple)) else value
