@@ -15,13 +15,14 @@ class FeatureExtractor(nn.Module):
         timestep (int | None): 0 is the cleanest. None leaves it open; set the attribute before the first image.
         size (int | tuple[int, int] | None): Height and width in pixels that images are scaled to; None leaves them as they are.
         seed (int): Of the noise, which is the same for every image.
+        noise (str): 'seeded' adds noise, 'none' only scales the clean latent; features and choice alike.
 
     Attributes:
         timestep (int | None): As above.
         result (SelectionResult | None): How the timestep was chosen, where 'auto' did: every candidate's score, a plot.
 
     Raises:
-        ValueError: The timestep is not in the schedule.
+        ValueError: The timestep is not in the schedule, or the noise is neither.
 
     Examples:
         >>> from PIL import Image
@@ -36,19 +37,21 @@ class FeatureExtractor(nn.Module):
         True
     """
 
-    def __init__(self, extractor, *, timestep=None, size=None, seed=0):
+    def __init__(self, extractor, *, timestep=None, size=None, seed=0, noise='seeded'):
         super().__init__()
         steps = len(extractor.process)
         if timestep is not None and not (isinstance(timestep, int) and 0 <= timestep < steps):
             raise ValueError(f"timestep={timestep!r}: 'auto', or an integer from 0, the cleanest, to {steps - 1}")
+        if noise not in ('seeded', 'none'):
+            raise ValueError(f"noise={noise!r}: 'seeded' or 'none', so that an image has the same features each time")
         self.extractor = extractor.requires_grad_(False)
-        self.timestep, self.size, self.seed = timestep, size, seed
+        self.timestep, self.size, self.seed, self.noise = timestep, size, seed, noise
         self.result = None
         self.eval()
 
     @classmethod
-    def from_pretrained(cls, source, *, timestep='auto', images=None, taps=((-1, 'hidden'),), size=None, seed=0, device=None,
-                        dtype=torch.float32, selection=None, progress=True):
+    def from_pretrained(cls, source, *, timestep='auto', images=None, taps=((-1, 'hidden'),), size=None, seed=0, noise='seeded',
+                        device=None, dtype=torch.float32, selection=None, progress=True):
         """Loads a checkpoint and, where the timestep is 'auto', chooses it.
 
         Args:
@@ -59,6 +62,7 @@ class FeatureExtractor(nn.Module):
             taps (Sequence[tuple[int, str]]): What to read, as (block, feature); see ``mmaselect.extract.TAPS``.
             size (int | tuple[int, int] | None): As above.
             seed (int): As above.
+            noise (str): As above.
             device (str | torch.device | None): By default the GPU where there is one.
             dtype (torch.dtype): Of the weights, float32 or bfloat16.
             selection (SelectionPolicy | dict | None): For 'auto', how it is chosen; see ``SelectionPolicy``. With
@@ -80,7 +84,7 @@ class FeatureExtractor(nn.Module):
             raise ValueError(f"images and selection are for timestep='auto', not for {timestep!r}")
         device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
         model = cls(Extractor.from_pretrained(source, taps).to(device, dtype), timestep=None if auto else timestep, size=size,
-                    seed=seed)
+                    seed=seed, noise=noise)
         if auto:
             model.result = select_timestep(model, images, selection, progress=progress)
             model.timestep = model.result.timestep
@@ -107,7 +111,7 @@ class FeatureExtractor(nn.Module):
             raise RuntimeError("no timestep is chosen: load the model with timestep='auto' and images, or set model.timestep, "
                                'for instance to select_timestep(model, images).timestep')
         device = next(self.extractor.parameters()).device
-        parts = [self.extractor(part.to(device), self.timestep, seed=self.seed)
+        parts = [self.extractor(part.to(device), self.timestep, self.noise, self.seed)
                  for part in to_batch(images, self.size).split(batch_size)]
         return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))  # (B, D, h, w) each
 
@@ -154,4 +158,4 @@ def select_timestep(model: FeatureExtractor, images, selection: SelectionPolicy 
                              'one for each pixel')
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(policy.seed))[:policy.most_images].sort().values
     sample = TensorImages(batch[order], None if labels is None else labels[order])
-    return sweep(model.extractor, sample, policy, noise_seed=model.seed, progress=progress)
+    return sweep(model.extractor, sample, policy, noise=model.noise, noise_seed=model.seed, progress=progress)

@@ -7,7 +7,8 @@ import tiny
 import torch
 from PIL import Image
 
-from mmaselect import FeatureExtractor, select_timestep
+from mmaselect import FeatureExtractor, notebook, select_timestep
+from mmaselect.extract.inputs import to_batch
 
 DEMO = runs.ROOT / 'configs' / 'fashion_dit'
 PICTURES = [Image.fromarray(np.random.default_rng(index).integers(0, 256, (16, 24, 3), np.uint8)) for index in range(4)]
@@ -38,6 +39,21 @@ def test_bfloat16():
     for own, expected in zip(found, model(timestep=300)(PICTURES), strict=True):
         assert own.dtype == torch.bfloat16
         torch.testing.assert_close(own.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_the_choice_and_the_features_have_the_same_noise(monkeypatch):
+    asked = []
+    monkeypatch.setattr(notebook, 'sweep', lambda *args, **options: asked.append(options['noise']))
+    for noise in ('seeded', 'none'):
+        select_timestep(model(noise=noise), PICTURES)
+    assert asked == ['seeded', 'none']
+    batch = to_batch(PICTURES, None)
+    torch.testing.assert_close(model(timestep=300, noise='none')(PICTURES), tiny.extractor([(1, 'hidden'), (2, 'query')])(
+        batch, 300, noise='none'))
+    with pytest.raises(ValueError, match="noise='random': 'seeded' or 'none'"):
+        model(noise='random')
+    with pytest.raises(ValueError, match="selection has no option 'noise'"):
+        select_timestep(model(), PICTURES, dict(noise='none'))
 
 
 def test_it_is_frozen():

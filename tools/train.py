@@ -89,8 +89,11 @@ def main():
     except (OSError, ValueError, CheckpointError) as error:
         parser.error(str(error))
     runner = launch.build_runner(cfg)
-    with naming_empty_set(cfg):
+    with naming_empty_set(cfg.train_dataloader.dataset, 'training'):
         runner.train_loop  # noqa: B018, builds it and so the training set
+    if cfg.get('val_dataloader'):
+        with naming_empty_set(cfg.val_dataloader.dataset, 'validation'):
+            runner.val_loop  # noqa: B018
     runner.train()
     runner.logger.info('\n'.join(['done', *closing_lines(runner)]))
     launch.leave()

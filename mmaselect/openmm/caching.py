@@ -93,7 +93,7 @@ def dataset_of(cfg, split):
             raise ValueError('RandomFlip can stay where it flips horizontally and is the last before the packing: move or '
                              'remove it')
         del pipeline[place]
-    with naming_empty_set(cfg):
+    with naming_empty_set(dataset, dict(train='training', val='validation').get(split, split)):
         return DATASETS.build(dataset), json.dumps(pipeline, default=str), bool(flips)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.visualization import LocalVisBackend
+from mmengine.visualization import LocalVisBackend, WandbVisBackend
 
 from mmaselect.registry import HOOKS
 from mmaselect.selection import sweep
@@ -21,6 +21,18 @@ from .sweep_images import training_sample
 def averages(runner):
     """The averaged models of EMAHooks, which are copies of the model that were made before weights were loaded."""
     return [hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model')]
+
+
+def _add_curve(backend, name, result):
+    """Sends the score of each candidate to a visualisation backend, with the timestep as the x axis."""
+    if isinstance(backend, WandbVisBackend):  # which ignores the step
+        axis = 'timestep_selection/timestep'
+        backend.experiment.define_metric(name, step_metric=axis)
+        for candidate in result.candidates:
+            backend.add_scalars({axis: candidate.timestep, name: candidate.score})
+        return
+    for candidate in result.candidates:
+        backend.add_scalar(name, candidate.score, candidate.timestep)
 
 
 @HOOKS.register_module()
@@ -107,8 +119,8 @@ class AutoTimestepHook(Hook):
         figure = result.plot(path.with_suffix('.png'))
         for backend in runner.visualizer._vis_backends.values():
             # The toolboxes' analyze_logs take every line of LocalVisBackend's scalars.json for one of training or validation.
-            for candidate in () if isinstance(backend, LocalVisBackend) else result.candidates:
-                backend.add_scalar(f"timestep_selection/{result.score['type']}", candidate.score, candidate.timestep)
+            if not isinstance(backend, LocalVisBackend):
+                _add_curve(backend, f"timestep_selection/{result.score['type']}", result)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         runner.visualizer.add_image('timestep_selection', np.asarray(canvas.buffer_rgba())[..., :3])

@@ -4,11 +4,13 @@ import copy
 import functools
 import itertools
 import random
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATASETS
@@ -16,6 +18,8 @@ from torch import nn
 
 from mmaselect.extract.noise import mix
 from mmaselect.selection import SelectionPolicy
+
+from .launch import type_name
 
 
 class Sample(torch.utils.data.Dataset):
@@ -42,41 +46,64 @@ class Sample(torch.utils.data.Dataset):
             torch.set_rng_state(before[2])
 
 
-def dataset_config(cfg):
-    """The training set with the pipeline of validation, where there is one: its images are whole and not augmented."""
+REPEATING = ('RepeatDataset', 'ClassBalancedDataset', 'MultiImageMixDataset')  # wrappers that repeat or mix a set's images
+
+
+def dataset_config(cfg: Config) -> ConfigDict:
+    """The training set as the sweep looks at it: each image once, whole, and not augmented.
+
+    Wrappers that repeat or mix images are left out, for a score must not predict an image from its own copies. The pipeline is
+    that of validation, else of testing. Where neither has one, the training pipeline stays and a warning says so.
+
+    Raises:
+        ValueError: The config has no train_dataloader.
+    """
     if cfg.get('train_dataloader') is None:
         raise ValueError('the sweep takes its images from train_dataloader, which this config lacks: fix '
                          'backbone.timestep or load a checkpoint that has one')
-    dataset = copy.deepcopy(cfg.train_dataloader['dataset'])
-    for loader in (cfg.get('val_dataloader'), cfg.get('test_dataloader')):
-        pipeline = loader and loader['dataset'].get('pipeline')
-        # A pipeline of test-time augmentation gives several images per item.
-        if pipeline and not any(getattr(t['type'], '__name__', t['type']).endswith('TestTimeAug') for t in pipeline):
-            _replace_pipeline(dataset, pipeline)
-            break
+    dataset = _distinct(copy.deepcopy(cfg.train_dataloader['dataset']))
+    pipelines = [inner.get('pipeline') for loader in (cfg.get('val_dataloader'), cfg.get('test_dataloader')) if loader
+                 for inner in inner_datasets(loader['dataset'])]
+    # A pipeline of test-time augmentation gives several images per item.
+    pipeline = next((steps for steps in pipelines
+                     if steps and not any(type_name(step).endswith('TestTimeAug') for step in steps)), None)
+    if pipeline is None:
+        warnings.warn('neither validation nor testing has a pipeline, so that the sweep looks at images of the training '
+                      'pipeline, augmented as they are: give val_dataloader.dataset a pipeline', stacklevel=2)
+    for inner in inner_datasets(dataset) if pipeline else ():
+        inner['pipeline'] = copy.deepcopy(pipeline)
     return dataset
 
 
-def _replace_pipeline(dataset, pipeline):
-    """Sets the pipeline of a dataset config, or of those that it wraps (RepeatDataset, ConcatDataset, ...)."""
-    inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
-    for wrapped in inner:
-        _replace_pipeline(wrapped, pipeline)
-    if not inner:
-        dataset['pipeline'] = copy.deepcopy(pipeline)
+def inner_datasets(dataset: ConfigDict) -> list[ConfigDict]:
+    """The dataset configs inside wrappers such as RepeatDataset, ConcatDataset and KFoldDataset; itself where it wraps none."""
+    wrapped = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
+    return [inner for one in wrapped for inner in inner_datasets(one)] if wrapped else [dataset]
+
+
+def _distinct(dataset: ConfigDict) -> ConfigDict:
+    """The config without wrappers that repeat or mix images, and without the second of two equal datasets that are joined."""
+    if type_name(dataset) in REPEATING:
+        return _distinct(dataset['dataset'])
+    if 'dataset' in dataset:
+        dataset['dataset'] = _distinct(dataset['dataset'])
+    if 'datasets' in dataset:
+        parts = [_distinct(one) for one in dataset['datasets']]
+        dataset['datasets'] = [one for index, one in enumerate(parts) if one not in parts[:index]]
+    return dataset
 
 
 @contextlib.contextmanager
-def naming_empty_set(cfg):
-    """Says plainly that the training set is empty, where building it fails for that: MMEngine's BaseDataset joins what it knows
-    of its items, and cannot join nothing."""
+def naming_empty_set(dataset: ConfigDict, name: str) -> Iterator[None]:
+    """Says plainly that the dataset called ``name`` is empty, where building it fails for that: MMEngine's BaseDataset joins what
+    it knows of its items, and cannot join nothing."""
     try:
         yield
     except ValueError as error:
         if 'need at least one array' not in str(error):
             raise
-        raise ValueError(f"the training set is empty: {cfg.train_dataloader['dataset'].get('data_root')} has no images where "
-                         'the config looks for them') from error
+        roots = ', '.join(str(inner.get('data_root')) for inner in inner_datasets(dataset))
+        raise ValueError(f'the {name} set is empty: {roots} has no images where the config looks for them') from error
 
 
 def centre_crop(image, size):
@@ -127,8 +154,9 @@ class SweepImages:
     """
 
     def __init__(self, cfg, model, num_images, size, seed, batch_size=16):
-        with naming_empty_set(cfg):
-            self.dataset = DATASETS.build(dataset_config(cfg))
+        config = dataset_config(cfg)
+        with naming_empty_set(config, 'training'):
+            self.dataset = DATASETS.build(config)
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(seed))[:num_images]
         self.order = order.tolist()
         self.preprocess, self.size, self.seed, self.batch_size = model.data_preprocessor, size, seed, batch_size
@@ -136,9 +164,12 @@ class SweepImages:
 
     @functools.cached_property
     def label_kind(self):
-        """What has a label of its own, 'image' or 'pixel', or None where nothing has: as the first image says."""
+        """What has a label of its own, 'image' or 'pixel', or None where nothing has, or some images have several labels."""
         label = next(self._prepared(self.order[:1]))[2]
-        return None if label is None else 'pixel' if label.ndim else 'image'
+        if label is None or label.ndim:
+            return None if label is None else 'pixel'
+        info = getattr(self.dataset, 'get_data_info', lambda index: {})
+        return 'image' if all(np.ndim(info(index).get('gt_label')) == 0 for index in self.order) else None
 
     @property
     def num_classes(self):

@@ -37,6 +37,7 @@ class SelectionResult:
         tap (tuple[int, str] | None): The tap that was chosen with it, where one was.
         candidates (tuple[Candidate, ...]): In ascending order of timestep.
         taps (tuple[tuple[int, str], ...]): What was scored.
+        steps (int | None): T, timesteps of the schedule; None in older files.
         score (dict): Name and options of the score.
         policy (dict): The options of the ``SelectionPolicy``.
         num_images (int): What it was measured on.
@@ -55,6 +56,7 @@ class SelectionResult:
     tap: tuple[int, str] | None
     candidates: tuple[Candidate, ...]
     taps: tuple[tuple[int, str], ...]
+    steps: int | None
     score: dict
     policy: dict
     num_images: int
@@ -114,7 +116,8 @@ class SelectionResult:
         """What a reader should know before trusting the choice, a sentence each."""
         said = []
         if self.edge:
-            beyond = self.edge == 'high' or self.candidates[0].timestep > 0
+            tried = self.candidates[0].timestep, self.candidates[-1].timestep + 1
+            beyond = tried[0] > 0 if self.edge == 'low' else tried[1] != self.steps
             said.append(f'the score is highest at the edge of the candidates, the {self.edge}-noise end'
                         + ('; the optimum may lie beyond' if beyond else ''))
         if self.unsure:
@@ -175,7 +178,7 @@ class SelectionResult:
             data = json.loads(Path(path).read_text())
             data.setdefault('timesteps', [data['timestep']])  # files from when there was one
             # And from when each image had a draw of its own, and the highest score was taken.
-            data = {**dict(noise='random', noise_seed=0, policy=dict(plateau=data.get('plateau', 0.0))), **data}
+            data = {**dict(noise='random', noise_seed=0, steps=None, policy=dict(plateau=data.get('plateau', 0.0))), **data}
             for c in data['candidates']:
                 if c['log_snr'] is None:
                     c['log_snr'] = float('inf') if c['sigma'] == 0 else -float('inf')

@@ -80,9 +80,9 @@ def sweep(extractor: Extractor, images: TensorImages, policy: SelectionPolicy | 
         taps = tuple(extractor.taps)
     return SelectionResult(
         timestep=found.timesteps[0], timesteps=found.timesteps, tap=found.tap, candidates=found.candidates, taps=taps,
-        score=score.describe(), policy=policy.record(), num_images=found.num_images, noise=noise, noise_seed=noise_seed,
-        forwards=forwards, seconds=time.perf_counter() - start, interval=found.interval, probability=found.probability,
-        controls=controls, weights=weights_hash(extractor),
+        steps=len(extractor.process), score=score.describe(), policy=policy.record(), num_images=found.num_images, noise=noise,
+        noise_seed=noise_seed, forwards=forwards, seconds=time.perf_counter() - start, interval=found.interval,
+        probability=found.probability, controls=controls, weights=weights_hash(extractor),
         versions=dict(mmaselect=__version__, torch=torch.__version__, diffusers=diffusers.__version__))
 
 

@@ -2,6 +2,7 @@
 import copy
 import random
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -102,6 +103,21 @@ def test_tensorboard_has_it(data, tmp_path):
     assert curve == pytest.approx({c.timestep: c.score for c in result.candidates})
     drawn, = events.Images('timestep_selection')
     assert (drawn.width, drawn.height) == (700, 400)
+
+
+def test_wandb_gets_the_timestep_as_the_axis(data, tmp_path, monkeypatch):
+    """Its backend ignores the step of a scalar."""
+    logged, axes = [], {}
+    wandb = SimpleNamespace(init=lambda **options: None, log=lambda entry, commit: logged.append(entry), Image=lambda image: None,
+                            define_metric=lambda name, step_metric: axes.update({name: step_metric}), finish=lambda: None,
+                            config=SimpleNamespace(update=lambda *args, **kwargs: None),
+                            run=SimpleNamespace(log_code=lambda **kwargs: None), join=lambda: None)
+    monkeypatch.setitem(sys.modules, 'wandb', wandb)
+    runner = runs.runner(SEG, data, tmp_path, {'visualizer.vis_backends': [dict(type='WandbVisBackend')]})
+    result = AutoTimestepHook().select(runner)
+    name, axis = f"timestep_selection/{result.score['type']}", 'timestep_selection/timestep'
+    assert axes == {name: axis}
+    assert [entry for entry in logged if name in entry] == [{axis: c.timestep, name: c.score} for c in result.candidates]
 
 
 def test_training_goes_as_if_the_timestep_had_been_fixed(trained, data, tmp_path, events):
@@ -360,30 +376,43 @@ def test_ranks_share_the_images_of_one(data, tmp_path, monkeypatch):
     assert alone.keys() == together.keys() and all(torch.equal(alone[index], together[index]) for index in alone)
 
 
-@pytest.mark.parametrize('wrap, times', [
-    (lambda d: dict(type='RepeatDataset', times=2, dataset=d), 2),
-    (lambda d: dict(type='ConcatDataset', datasets=[d, copy.deepcopy(d)]), 2),
-    (lambda d: dict(type='ConcatDataset', datasets=[d, dict(type='RepeatDataset', times=3, dataset=copy.deepcopy(d))]), 4),
-    (lambda d: d, 1),
-], ids=['repeat', 'concat', 'both', 'plain'])
-def test_wrapped_sets_get_the_pipeline_of_validation(wrap, times, data, tmp_path):
+@pytest.mark.parametrize('wrap', [
+    lambda d: dict(type='RepeatDataset', times=2, dataset=d),
+    lambda d: dict(type='ClassBalancedDataset', oversample_thr=1.0, dataset=d),
+    lambda d: dict(type='ConcatDataset', datasets=[d, copy.deepcopy(d)]),
+    lambda d: dict(type='ConcatDataset', datasets=[d, dict(type='RepeatDataset', times=3, dataset=copy.deepcopy(d))]),
+    lambda d: dict(type='MultiImageMixDataset', dataset=d, pipeline=[dict(type='mmseg.RandomMosaic', prob=1)]),
+    lambda d: dict(type='RepeatDataset', times=2, dataset=dict(type='KFoldDataset', fold=0, num_splits=1, dataset=d)),
+    lambda d: d,
+], ids=['repeat', 'balanced', 'concat', 'both', 'mix', 'k-fold', 'plain'])
+def test_wrapped_sets_give_each_image_once_through_the_pipeline_of_validation(wrap, data, tmp_path):
+    """Copies of an image would tell a leave-one-out probe what the image is."""
     runner = runs.runner(CLS, data, tmp_path)
     plain = runner.cfg.train_dataloader.dataset
     before = copy.deepcopy(plain.to_dict())
-    expected = list(sample(runner, num_images=100).items())
+    expected = list(sample(runner, num_images=100).values())
     runner.cfg.train_dataloader.dataset = ConfigDict(wrap(plain))
-    found = sample(runner, num_images=100)
-    assert len(found) == times * len(expected)
-    count = len(expected)
-    for index, image in expected:
-        assert all(torch.equal(found[index + k * count], image) for k in range(times))
+    found = list(sample(runner, num_images=100).values())
+    assert len(found) == len(expected) == runs.TRAIN
+    assert all(sum(torch.equal(image, other) for other in found) == 1 for image in expected)
     assert plain.to_dict() == before  # training keeps its own pipeline
+
+
+def test_a_wrapped_validation_set_gives_its_pipeline(data, tmp_path):
+    """Else the sweep would look at images that are augmented."""
+    cfg = runs.config(SEG, data, tmp_path)
+    cfg.val_dataloader.dataset = ConfigDict(type='RepeatDataset', times=2, dataset=cfg.val_dataloader.dataset)
+    cfg.test_dataloader = None
+    assert sweep_images.dataset_config(cfg).pipeline == cfg.val_dataloader.dataset.dataset.pipeline
+    cfg.val_dataloader = None
+    with pytest.warns(UserWarning, match='looks at images of the training pipeline'):
+        assert sweep_images.dataset_config(cfg).pipeline == cfg.train_dataloader.dataset.pipeline
 
 
 def test_a_pipeline_of_test_time_augmentation_is_passed_over(data, tmp_path):
     cfg = with_tta(runs.config(SEG, data, tmp_path))
     cfg.val_dataloader.dataset.pipeline = cfg.tta_pipeline
-    assert sweep_images.dataset_config(cfg).pipeline == cfg.train_dataloader.dataset.pipeline
+    assert sweep_images.dataset_config(cfg).pipeline == cfg.test_dataloader.dataset.pipeline
 
 
 def test_transforms_may_be_given_as_classes(data, tmp_path):

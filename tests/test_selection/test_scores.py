@@ -69,3 +69,23 @@ def test_third_parties_register_their_own(monkeypatch):
     assert (result.timestep, result.interval, result.score) == (BEST, None, dict(type='energy'))
     with pytest.raises(ValueError, match="'energy' is already registered"):
         scores.register('energy')(Energy)
+
+
+def test_auto_may_be_a_dict_and_takes_no_options():
+    assert scores.build(dict(type='auto')) == scores.build('auto') == scores.build('half_consistency')
+    with pytest.raises(ValueError, match=r"'auto' takes no options, not \['ridge'\]"):
+        scores.build(dict(type='auto', ridge=1))
+
+
+def test_a_cell_that_registers_a_score_may_run_twice(monkeypatch):
+    monkeypatch.setattr(scores, 'SCORES', dict(scores.SCORES))
+
+    def cell():
+        @scores.register('of a notebook')
+        class OfANotebook(scores.Score):
+            pass
+        return OfANotebook
+    first, second = cell(), cell()
+    assert first is not second is scores.SCORES['of a notebook']
+    with pytest.raises(ValueError, match="'of a notebook' is already registered"):
+        scores.register('of a notebook')(type('Another', (scores.Score,), {}))

@@ -178,6 +178,16 @@ def test_an_optimum_at_the_edge_is_said():
     assert result.edge == 'low' and 'highest at the edge of the candidates, the low-noise end; the optimum' in result.remarks[0]
 
 
+def test_nothing_lies_beyond_the_ends_of_the_schedule():
+    """Planted richness falls from t=130 on; the other model is richest at the last timestep."""
+    def remarks(model, *candidates):
+        return ' '.join(swept(model, TensorImages(colours()), candidates=candidates).remarks)
+    beyond = 'the optimum may lie beyond'
+    assert beyond in remarks(Planted(), BEST, 400, 999) and beyond in remarks(Planted(((999, 1),)), 0, 500, 998)
+    ends = remarks(Planted(((0, 1),)), 0, 500, 999), remarks(Planted(((999, 1),)), 0, 500, 999)
+    assert all('highest at the edge' in said and beyond not in said for said in ends)
+
+
 @pytest.mark.parametrize(('plateau', 'chosen'), [(0, 40), (0.2, 90), (0.65, 40)])
 def test_the_choice_is_the_middle_of_the_plateau(plateau, chosen):
     scores = dict(zip(TIMES, (0.4, 1, 0.9, 0.85, 0.6, 0.3, 0), strict=True))

@@ -323,6 +323,14 @@ def test_a_work_dir_that_cannot_be_written_is_refused(tool, killed_in_training, 
     assert [path.name for path in tmp_path.iterdir()] == ['file'] and (tmp_path / 'file').read_text() == 'mine'
 
 
+def test_an_empty_validation_set_is_called_that(data, tmp_path):
+    for kind in ('img_dir', 'ann_dir'):
+        (tmp_path / 'nothing' / kind / 'val').mkdir(parents=True)
+    with pytest.raises(ValueError, match='the validation set is empty: .*nothing has no images'):
+        runs.run_here(TRAIN, runs.CONFIGS[SEG], '--work-dir', tmp_path / 'run', *words(SEG, data), '--cfg-options',
+                      f'val_dataloader.dataset.data_root={tmp_path / "nothing"}')
+
+
 @pytest.mark.parametrize('tool', [TRAIN, SELECT], ids=lambda path: path.stem)
 def test_an_empty_training_set_is_refused(tool, data, tmp_path, capsys):
     for kind in ('img_dir', 'ann_dir'):

@@ -14,8 +14,9 @@ PER_CLASS = 50  # images that a probe needs (benchmarks/README.md)
 def register(name):
     """Class decorator that makes a score known by ``name``; see ``Score`` for what it must have."""
     def add(cls):
-        if name in SCORES:
-            raise ValueError(f'a score named {name!r} is already registered: {SCORES[name]}')
+        known = SCORES.get(name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):  # a notebook's cell may run twice
+            raise ValueError(f'a score named {name!r} is already registered: {known}')
         cls.name = name
         SCORES[name] = cls
         return cls
@@ -35,12 +36,14 @@ def build(score, images=None):
     """
     if isinstance(score, Score):
         return score
-    if score == 'auto':
-        kind = None if images is None else images.label_kind
-        enough = kind == 'pixel' or kind == 'image' and images.num_classes and len(images) >= PER_CLASS * images.num_classes
-        score = 'ridge' if enough else 'half_consistency'
     options = dict(type=score) if isinstance(score, str) else dict(score)
     name = options.pop('type', None)
+    if name == 'auto':
+        if options:
+            raise ValueError(f"score 'auto' takes no options, not {sorted(options)}: name the score that they are of")
+        kind = None if images is None else images.label_kind
+        enough = kind == 'pixel' or kind == 'image' and images.num_classes and len(images) >= PER_CLASS * images.num_classes
+        name = 'ridge' if enough else 'half_consistency'
     if name not in SCORES:
         raise ValueError(f'unknown score {name!r}: choose one of auto, {", ".join(SCORES)}, or register your own')
     try:
