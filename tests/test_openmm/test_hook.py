@@ -143,7 +143,7 @@ def test_resuming_keeps_the_choice(trained, data, tmp_path, events):
     shutil.copy(trained.checkpoint, folder)
     (folder / 'last_checkpoint').write_text(str(folder / trained.checkpoint.name))
     # Other candidates: a second sweep could not give the same timestep.
-    changes = {'resume': True, 'train_cfg.max_iters': 4, 'train_cfg.val_interval': 4, 'model.neck.candidates': [7, 8]}
+    changes = {'resume': True, 'train_cfg.max_iters': 4, 'train_cfg.val_interval': 4, 'model.neck.selection.candidates': [7, 8]}
     runner = runs.runner(SEG, data, folder, changes)
     runner.train()
     assert runner.iter == 4 and runner.model.backbone.chosen == trained.chosen
@@ -152,7 +152,7 @@ def test_resuming_keeps_the_choice(trained, data, tmp_path, events):
 
 
 def test_testing_a_checkpoint_keeps_its_choice(trained, data, tmp_path, events):
-    runner = runs.runner(SEG, data, tmp_path, {'load_from': str(trained.checkpoint), 'model.neck.candidates': [7, 8]})
+    runner = runs.runner(SEG, data, tmp_path, {'load_from': str(trained.checkpoint), 'model.neck.selection.candidates': [7, 8]})
     metrics = runner.test()
     assert runner.model.backbone.chosen == trained.chosen and events == ['forward']
     assert metrics['mIoU'] == pytest.approx(trained.runner.message_hub.log_scalars['val/mIoU'].current())
@@ -166,7 +166,7 @@ def test_a_fresh_model_is_swept_before_it_is_evaluated(loop, data, tmp_path, eve
 
 
 def reselect(checkpoint, **changes):
-    return {'load_from': str(checkpoint), 'custom_hooks.0.reselect': True, 'model.neck.candidates': [7, 8], **changes}
+    return {'load_from': str(checkpoint), 'custom_hooks.0.reselect': True, 'model.neck.selection.candidates': [7, 8], **changes}
 
 
 @pytest.mark.parametrize('fold', [True, False])
