@@ -223,5 +223,5 @@ def test_a_checkpoint_of_another_number_is_an_error(trained, data, tmp_path, no_
 
 def test_backbone_and_neck_must_agree(data, tmp_path, no_sweep):
     runner = runs.runner(CLS, data, tmp_path, {'model.neck.selection.num_timesteps': 3})
-    with pytest.raises(ValueError, match='the neck chooses 3 timesteps and the backbone is set up for 1: set backbone.num_time'):
+    with pytest.raises(ValueError, match='the neck chooses 3 timesteps and the backbone is set up for 1: set num_timesteps of'):
         runner.test()
