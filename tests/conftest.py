@@ -20,6 +20,20 @@ def data(tmp_path_factory):
     return layouts.write_all(tmp_path_factory.mktemp('data'))
 
 
+@pytest.fixture
+def evaluated(monkeypatch):
+    """Fills with what evaluators in this process get."""
+    from by_hand import Watched
+    from mmengine.evaluator import Evaluator
+    watched, process = Watched(), Evaluator.process
+
+    def see(self, data_samples, data_batch=None):
+        watched.see(data_samples)
+        return process(self, data_samples, data_batch)
+    monkeypatch.setattr(Evaluator, 'process', see)
+    return watched
+
+
 @pytest.fixture(autouse=True)
 def few_threads():
     # Tiny tensors: threads only cost here, and the suite shares two cores with its own subprocesses.

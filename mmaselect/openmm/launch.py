@@ -18,6 +18,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
+from . import console
 from .neck import read_levels
 from .safe_load import BrokenCheckpointError, load
 
@@ -230,10 +231,12 @@ def prepare(cfg):
 
 def build_runner(cfg):
     """The config's own kind of runner, or MMEngine's."""
-    if 'runner_type' not in cfg:
-        return Runner.from_cfg(cfg)
-    init_default_scope(cfg.default_scope)  # else a runner of the toolbox's own is not found
-    return RUNNERS.build(cfg)
+    console.import_quietly(f'{cfg.default_scope}.datasets')
+    with console.short():
+        if 'runner_type' not in cfg:
+            return Runner.from_cfg(cfg)
+        init_default_scope(cfg.default_scope)  # else a runner of the toolbox's own is not found
+        return RUNNERS.build(cfg)
 
 
 def leave():

@@ -156,7 +156,7 @@ def test_mae_sees_as_many_images_as_the_dit_did():
 
 
 @pytest.mark.parametrize('name', BASELINES)
-def test_trains_and_validates(name, data, tmp_path, request):
+def test_trains_and_validates(name, data, tmp_path, request, evaluated):
     changes = {}
     if name.startswith('mae'):
         file = request.getfixturevalue('pretrained')[0]
@@ -166,7 +166,8 @@ def test_trains_and_validates(name, data, tmp_path, request):
     logged = runner.message_hub.log_scalars
     assert math.isfinite(logged['train/loss'].current())
     assert not (tmp_path / 'timestep_selection.json').exists()  # the timesteps of other papers are fixed
-    assert 0 <= logged['val/mIoU' if segments(name) else 'val/accuracy/top1'].current() <= 100
+    metric = logged['val/mIoU' if segments(name) else 'val/accuracy/top1'].current()
+    assert metric == pytest.approx(evaluated.metric(), abs=0.006) and len(evaluated) == len(runner.val_dataloader.dataset)
     backbone = runner.model.backbone
     frozen = name.startswith('dit') or 'frozen' in name or 'linear' in name
     assert any(p.requires_grad for p in backbone.parameters()) != frozen

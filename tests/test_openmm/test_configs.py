@@ -4,6 +4,7 @@ import math
 import re
 import sys
 
+import by_hand
 import layouts
 import pytest
 import runs
@@ -107,8 +108,10 @@ def alone(monkeypatch):
 
 
 @pytest.mark.parametrize('name', runs.CONFIGS)
-def test_trains_and_validates(name, data, tmp_path, request, monkeypatch):
-    monkeypatch.setattr(AutoTimestepHook, '_report', lambda *_: None)  # draws, which takes long and is tested elsewhere
+def test_trains_and_validates(name, data, tmp_path, request, monkeypatch, evaluated):
+    results = []
+    # In place of drawing, which takes long and is tested elsewhere.
+    monkeypatch.setattr(AutoTimestepHook, '_report', lambda self, runner, result: results.append(result))
     shipped = runs.shipped(name)
     changes = {'launcher': 'none', 'model.neck.selection.controls': [], 'default_hooks.checkpoint.save_last': False}
     if runs.segments(name):
@@ -126,7 +129,8 @@ def test_trains_and_validates(name, data, tmp_path, request, monkeypatch):
     assert runner.iter == 1
     model = runner.model
     backbone = next(part for part in model.modules() if isinstance(part, DiTBackbone))
-    assert backbone.chosen in (40, 150, 600)
+    result, = results
+    assert [c.timestep for c in result.candidates] == [40, 150, 600] and backbone.chosen == by_hand.choice(result)
     trained = {key for key, p in backbone.named_parameters() if p.requires_grad}
     if 'lora' in shipped.model.backbone:
         assert trained and all('.lora_' in key for key in trained)
@@ -137,10 +141,12 @@ def test_trains_and_validates(name, data, tmp_path, request, monkeypatch):
         assert held == {id(p) for p in model.parameters() if p.requires_grad}
     logged = runner.message_hub.log_scalars
     assert math.isfinite(logged['train/loss'].current())
-    assert 0 <= logged['val/mIoU' if runs.segments(name) else 'val/accuracy/top1'].current() <= 100
+    metric = logged['val/mIoU' if runs.segments(name) else 'val/accuracy/top1'].current()
+    assert metric == pytest.approx(evaluated.metric(), abs=0.006)
     # Validation sees the validation images: in the tiny sets there are fewer.
     images = len(runner.val_dataloader.dataset)
-    assert images == (8 if name.endswith('fashion_mnist') else runs.VAL if runs.segments(name) else layouts.CLASSES)
+    expected = 8 if name.endswith('fashion_mnist') else runs.VAL if runs.segments(name) else layouts.CLASSES
+    assert images == len(evaluated) == expected
     # Flowers-102 and CustomDataset do not name their classes.
     classes = runner.val_dataloader.dataset.metainfo.get('classes')
     head = shipped.model.decode_head if runs.segments(name) else shipped.model.head

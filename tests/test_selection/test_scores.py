@@ -17,14 +17,22 @@ def test_constant_features_score_zero(score, constant):
     assert value(score, *[feature] * scores.build(score).views) == pytest.approx(0, abs=1e-6)
 
 
+# Of three channels; of all other scores from 0 to 1.
+RANGES = {'rankme': (1, 3), 'lidar': (1, 3), 'ridge': (-2, 1)}
+
+
 @pytest.mark.parametrize('name', SCORES)
 @pytest.mark.parametrize('height, width', [(1, 1), (1, 7), (6, 1), (5, 7), (4, 16)])
 def test_every_score_takes_every_grid(name, height, width):
     maps = [seeded_noise((6, 3, height, width), 0)] * SCORES[name].views
     per_pixel = torch.arange(6 * height * width).view(6, height, width) % 2
     for labels in (torch.arange(6) % 2, per_pixel) if SCORES[name].labelled else (None,):
-        result = value(name, *maps, labels=labels)
-        assert isinstance(result, float) and -32 < result < 32
+        result, least, most = value(name, *maps, labels=labels), *RANGES.get(name, (0, 1))
+        assert isinstance(result, float) and least <= result <= most + 1e-6
+        # Neither the order of the images nor the scale of the features matters.
+        order = torch.tensor([3, 0, 5, 1, 4, 2])
+        moved = value(name, *[10 * m[order] for m in maps], labels=None if labels is None else labels[order])
+        assert moved == pytest.approx(result, abs=1e-4)
 
 
 @pytest.mark.parametrize('score, message', [
