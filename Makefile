@@ -1,6 +1,7 @@
 # make demo    environment, data, then the segmentation demo: sweep, training, evaluation, pictures
-# make test    environment, then the tests
-# make test-stock   the tests on the stock stack, in an environment of its own; the first time it compiles mmcv, a while
+# make test    environment, then the fast tests, on WORKERS processes
+# make test-all     all tests, as in CI
+# make test-stock   all tests on the stock stack, in an environment of its own; the first time it compiles mmcv, a while
 # make docs    the documentation, into site/
 # make lint    ruff and mypy
 # make bench   forward pass, training, sweep and growth beside their peers and limits; QUICK=--quick shows in seconds that it runs
@@ -32,18 +33,24 @@ PRETRAINING := data/fashion_scenes/.complete_pretraining
 MAE := configs/baselines/mae_vit_fashion.pth
 PIXELS := configs/fashion_pixel_dit/loss.png
 SEEDS ?= 0 1 2
+WORKERS ?= 2
+# The tests of a file share what they train, so they stay together.
+PARALLEL := --numprocesses $(WORKERS) --dist loadfile
 COMPARED ?= configs/dit_aselect_fashion_scenes.py \
 	$(foreach name,resnet18 vit mae_frozen dit_fixed,configs/baselines/$(name)_fashion_scenes.py)
 IMAGES := data/fashion_scenes/img_dir/pretrain data/fashion_mnist/train-images-idx3-ubyte
 
-.PHONY: test test-stock demo docs lint bench gpu bench-selection compare mae clean
+.PHONY: test test-all test-stock demo docs lint bench gpu bench-selection compare mae clean
 .DELETE_ON_ERROR:
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-stock: $(STOCK_INSTALLED)
-	$(STOCK_BIN)/python -m pytest
+	$(STOCK_BIN)/python -m pytest $(PARALLEL)
 
 demo: $(INSTALLED) $(SCENES)
 	$(BIN)/python tools/train.py configs/dit_aselect_fashion_scenes.py
