@@ -112,7 +112,7 @@ def options(name, data):
     if name.endswith('fashion_mnist'):
         options['train_dataloader.dataset.indices'] = 8  # counts the images used; MMEngine wants more than that to be there
     optim_wrapper = shipped(name).optim_wrapper
-    if optim_wrapper.type == 'AmpOptimWrapper' and not torch.cuda.is_available():  # it asserts an accelerator
+    if optim_wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():  # it asserts an accelerator
         options['optim_wrapper'] = {'_delete_': True, 'type': 'OptimWrapper', **{
             key: optim_wrapper[key] for key in ('optimizer', 'constructor', 'paramwise_cfg') if key in optim_wrapper}}
     return options

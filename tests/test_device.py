@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from mmaselect.extract import seeded_noise
-from mmaselect.selection import TensorImages, sweep
+from mmaselect.selection import SelectionPolicy, TensorImages, sweep
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 TOLERANCE = dict(rtol=1e-4, atol=1e-4)  # of float32 on two kinds of device
@@ -53,7 +53,8 @@ def test_seeded_noise_is_the_same_to_the_last_bit():
 def test_the_sweep_has_the_scores_of_the_cpu():
     here, there = pair()
     images = TensorImages(tiny.images(24, 16, 24), None, 8)
-    expected, found = (sweep(one, images, candidates=[0, 200, 700], score='half_consistency', seed=1) for one in (here, there))
+    policy = SelectionPolicy(candidates=[0, 200, 700], score='half_consistency', seed=1)
+    expected, found = (sweep(one, images, policy) for one in (here, there))
     scores = [[candidate.score for candidate in result.candidates] for result in (expected, found)]
     assert len(set(scores[0])) == 3
     assert scores[1] == pytest.approx(scores[0], abs=1e-3) and found.timestep == expected.timestep

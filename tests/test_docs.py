@@ -5,15 +5,21 @@ Commands are never run here, since other tests run the tools.
 """
 import contextlib
 import functools
+import importlib
 import io
 import re
 import runpy
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 import runs
+import tiny
+import torch
+from mmengine.registry import MODELS, init_default_scope
 
+from mmaselect.openmm import launch
 from mmaselect.selection import scores
 
 PAGES = [runs.ROOT / 'README.md', runs.ROOT / 'CONTRIBUTING.md', *sorted((runs.ROOT / 'docs').glob('*.md'))]
@@ -106,6 +112,49 @@ def test_python_blocks_run(page, monkeypatch):
             code = compile(body, f'{page.name}, block {number}', 'exec')
             if not mark:
                 exec(code, names)
+                if 'model = dict(' in body:
+                    check_the_model_is_built(names['model'])
+
+
+def check_the_model_is_built(model):
+    """And gives an image's logits, with a shallow DiT of random weights and the same width."""
+    init_default_scope('mmseg')
+    width = model['neck']['in_channels']
+    transformer = dict(tiny.DIT, attention_head_dim=width // 2, num_layers=2)
+    taps = [(1, name) for _, name in model['backbone']['taps']]
+    backbone = dict(model['backbone'], pretrained=None, arch=dict(transformer=transformer, vae=tiny.VAE), taps=taps, timestep=100)
+    built = MODELS.build(dict(model, backbone=backbone)).eval()
+    with torch.no_grad():
+        logits = built(tiny.images(1, 16, 24))
+    assert logits.shape == (1, model['decode_head']['num_classes'], 16, 24) and logits.std() > 0
+
+
+# The config that README.md calls the reader's own -> a stock one in its place, and where that looks for its data.
+STOCK = {'my_upernet.py': ('mmseg', 'upernet/upernet_r50_4xb4-80k_ade20k-512x512.py', 'data/ade/ADEChallengeData2016'),
+         'my_resnet.py': ('mmpretrain', 'resnet/resnet50_8xb8_cub.py', 'data/CUB_200_2011')}
+
+
+@pytest.mark.parametrize('base', STOCK)
+def test_the_swap_of_the_readme_trains(base, data, tmp_path, monkeypatch, evaluated):
+    """On a tiny DiT and tiny images; no other word of it is changed."""
+    toolbox, stock, root = STOCK[base]
+    stock = Path(importlib.import_module(toolbox).__path__[0], '.mim', 'configs', stock)
+    body, = (body for _, _, body in blocks((runs.ROOT / 'README.md').read_text()) if f"'{base}'" in body)
+    path = tmp_path / f'swapped_{base}'
+    path.write_text(body.replace(f"'{base}'", repr(str(stock))) + f'data_root = {root!r}\n')
+    monkeypatch.setitem(runs.CONFIGS, path.stem, path)
+    changes = {'model.backbone.taps': [(2, 'hidden')], 'launcher': 'none'}
+    changes.update({'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1} if toolbox == 'mmseg' else {
+        'train_dataloader.batch_size': 12})
+    cfg = runs.config(path.stem, data, tmp_path / 'run', changes)
+    launch.fill_dataloaders(cfg)
+    launch.prepare(cfg)
+    runner = launch.build_runner(cfg)
+    runner.train()
+    assert runner.iter == 1 and runner.model.backbone.chosen in (40, 150, 600)
+    logged = runner.message_hub.log_scalars['val/mIoU' if toolbox == 'mmseg' else 'val/accuracy/top1'].current()
+    assert logged == pytest.approx(evaluated.metric(), abs=0.006)
+    assert not any(p.requires_grad for p in runner.model.backbone.parameters())
 
 
 def test_files_of_the_architecture_exist():
