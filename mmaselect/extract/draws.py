@@ -1,29 +1,32 @@
 """Draws of the noise, and features averaged over several of them."""
 import torch
 
-from .noise import seeded_noise
+from .noise import noise_canvas
 
 # Draws share a forward pass up to so many tokens: small images fill the machine, and large ones still fit into its memory.
 PASS_TOKENS = 2**14
+SIDE = 64  # of a model whose config says nothing: latents of 512 pixels
 
 
 def check_noise(noise, draws):
     """Raises ValueError for an unknown kind of noise, no draw, or several draws of none."""
     if noise not in ('seeded', 'random', 'none'):
         raise ValueError(f"noise is 'seeded', 'random' or 'none', not {noise!r}")
-    if draws < 1 or (noise == 'none' and draws > 1):
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1 or (noise == 'none' and draws > 1):
         raise ValueError(f'{draws} draws of noise {noise!r}: there must be at least one, and without noise no more')
 
 
-def draw(latent, noise='seeded', seed=0, draws=1):
+def draw(latent: torch.Tensor, noise: str = 'seeded', seed: int = 0, draws: int = 1, *,
+         side: int = SIDE) -> list[torch.Tensor | None]:
     """Noise for clean latents.
 
     Args:
         latent (Tensor): (B, C, H, W).
-        noise (str): 'seeded' depends on the latent's shape, ``seed`` and the number of the draw alone and is the same for
-            every image; 'random' comes afresh from torch's global generator; 'none' is none.
+        noise (str): 'seeded' depends on the latent's channels, ``seed`` and the number of the draw alone and is the same for
+            every image, cut from one plane for all sizes; 'random' comes afresh from torch's global generator; 'none' is none.
         seed (int): For 'seeded'.
         draws (int): How many.
+        side (int): Of the squares that the plane is made of: the latents of the model's training; see ``noise.noise_canvas``.
 
     Returns:
         list[Tensor | None]: Per draw (1 or B, C, H, W), or None for 'none'.
@@ -34,7 +37,7 @@ def draw(latent, noise='seeded', seed=0, draws=1):
     check_noise(noise, draws)
     if noise == 'seeded':
         # The first draw has no number, so that it is what it is where there is only one.
-        return [seeded_noise(latent.shape[1:], seed, *([k] if k else []))[None].to(latent.device)  # (1, C, H, W)
+        return [noise_canvas(latent.shape[1:], side, seed, *([k] if k else []))[None].to(latent.device)  # (1, C, H, W)
                 for k in range(draws)]
     if noise == 'random':
         return [torch.randn_like(latent) for _ in range(draws)]

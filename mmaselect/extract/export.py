@@ -16,7 +16,6 @@ from mmaselect.files import atomic
 from .families.dit import positions
 from .families.folded_dit import walk
 from .fold import fold
-from .noise import seeded_noise
 
 WEIGHTS, ARGUMENTS, GRAPH = 'model.safetensors', 'timm.json', 'model.onnx'
 # A folded block's names -> those of timm's blocks.
@@ -135,8 +134,9 @@ class Graph(nn.Module):
             self.encoder = copy.deepcopy(extractor.encoder).cpu().float()
             self.encoder.drop_decoder()
             self.signal = extractor.process.signal[timestep].item()
-            eps = seeded_noise(self.shape, seed) if noise == 'seeded' else torch.zeros(self.shape)
-            self.register_buffer('noise', extractor.process.sigma[timestep].float() * eps[None])  # (1, C, H, W)
+            zeros = torch.zeros(1, *self.shape)
+            eps = extractor.draw(zeros, noise, seed)[0] if noise == 'seeded' else zeros
+            self.register_buffer('noise', extractor.process.sigma[timestep].float() * eps)  # (1, C, H, W)
             self.shape = self.encoder.image_channels, *(pixels * self.encoder.stride for pixels in side)
 
     def forward(self, inputs):

@@ -1,12 +1,14 @@
 """Image -> latent -> noisy latent -> blocks -> maps of features."""
 import functools
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from packaging.version import Version
 from torch import nn
 
 from . import loading
-from .draws import average, draw
+from .draws import SIDE, average, draw
 from .families import family_of
 from .fold import fold
 from .latent import LatentEncoder
@@ -23,13 +25,14 @@ class Extractor(nn.Module):
         pos_scale (str | None): Positions on grids of other sizes than the training's. 'interpolate' stretches the grid over the
             training's, each side on its own; 'extrapolate' keeps the training's distance between tokens and goes on beyond its
             end; see ``families.dit.positions``. None is the family's own way, for DiT 'interpolate'.
-        **encoder: ``dtype`` and ``chunk_pixels`` of the ``LatentEncoder``.
+        vae_dtype, chunk_pixels: ``dtype`` and ``chunk_pixels`` of the ``LatentEncoder``.
 
     Raises:
         ValueError: Taps or positions that the model does not have, or parts that do not fit each other.
     """
 
-    def __init__(self, parts, taps=((-1, 'hidden'),), pos_scale=None, **encoder):
+    def __init__(self, parts: loading.Parts, taps: Sequence[tuple[int, str]] = ((-1, 'hidden'),), pos_scale: str | None = None, *,
+                 vae_dtype: str | None = None, chunk_pixels: int | None = None):
         super().__init__()
         self.family = family_of(parts.transformer, parts.null)
         if pos_scale is not None:
@@ -37,21 +40,26 @@ class Extractor(nn.Module):
                 raise ValueError(f'pos_scale of {type(parts.transformer).__name__} is None or one of {self.family.pos_scales}, '
                                  f'not {pos_scale!r}')
             self.family.pos_scale = pos_scale
-        self.encoder = LatentEncoder(parts.vae, patch_size=self.family.patch_size, channels=self.family.in_channels, **encoder)
+        self.encoder = LatentEncoder(parts.vae, patch_size=self.family.patch_size, channels=self.family.in_channels,
+                                     dtype=vae_dtype, chunk_pixels=chunk_pixels)
         self.process: NoiseProcess = parts.process
         self._compiled = None  # compiles a function, the same one once
         self.checkpointing = False  # whether a backward pass computes the blocks anew instead of remembering their inside
         self.set_taps(taps)
 
     @classmethod
-    def from_pretrained(cls, source, taps=((-1, 'hidden'),), pos_scale=None, **encoder):
-        """An extractor of a checkpoint folder or hub id in DiTPipeline layout; see ``loading.from_pretrained``."""
-        return cls(loading.from_pretrained(source), taps, pos_scale, **encoder)
+    def from_pretrained(cls, source: str | Path, taps: Sequence[tuple[int, str]] = ((-1, 'hidden'),),
+                        pos_scale: str | None = None, *, vae_dtype: str | None = None, chunk_pixels: int | None = None,
+                        **options) -> 'Extractor':
+        """An extractor of a checkpoint folder or hub id in DiTPipeline layout. ``options`` are ``variant``, ``revision``,
+        ``dtype`` and ``single_file`` of ``loading.from_pretrained``."""
+        return cls(loading.from_pretrained(source, **options), taps, pos_scale, vae_dtype=vae_dtype, chunk_pixels=chunk_pixels)
 
     @classmethod
-    def from_arch(cls, arch, taps=((-1, 'hidden'),), pos_scale=None, **encoder):
+    def from_arch(cls, arch: dict, taps: Sequence[tuple[int, str]] = ((-1, 'hidden'),), pos_scale: str | None = None, *,
+                  vae_dtype: str | None = None, chunk_pixels: int | None = None) -> 'Extractor':
         """An extractor with random weights; see ``loading.from_arch``."""
-        return cls(loading.from_arch(arch), taps, pos_scale, **encoder)
+        return cls(loading.from_arch(arch), taps, pos_scale, vae_dtype=vae_dtype, chunk_pixels=chunk_pixels)
 
     def set_taps(self, taps):
         """Reads these (block, name) from now on.
@@ -94,10 +102,15 @@ class Extractor(nn.Module):
 
     def _checked(self, t):
         """Timesteps as a tensor (T,) of integers on the CPU."""
-        t = torch.as_tensor(t).reshape(-1).cpu()  # the tables of the process are on the CPU
-        if t.is_floating_point() or t.min() < 0 or t.max() >= len(self.process):
-            raise ValueError(f'timesteps are integers in [0, {len(self.process) - 1}], 0 the cleanest; got {t.tolist()}')
-        return t
+        try:
+            given = torch.as_tensor(t).reshape(-1).cpu()  # the tables of the process are on the CPU
+        except (TypeError, ValueError, RuntimeError):
+            given = None
+        if (given is None or not given.numel() or given.is_floating_point() or given.is_complex() or given.dtype == torch.bool
+                or given.min() < 0 or given.max() >= len(self.process)):
+            raise ValueError(f'timesteps are integers in [0, {len(self.process) - 1}], 0 the cleanest; got '
+                             f'{t.tolist() if isinstance(t, torch.Tensor) else t!r}')
+        return given
 
     @property
     def channels(self):
@@ -123,14 +136,16 @@ class Extractor(nn.Module):
         grads = torch.autograd.grad(total, parameters, allow_unused=True)
         return [p for p, grad in zip(parameters, grads, strict=True) if grad is not None]
 
-    def forward(self, images, t, noise='seeded', seed=0, draws=1):
+    def forward(self, images: torch.Tensor, t: int | torch.Tensor | Sequence[int], noise: str = 'seeded', seed: int = 0,
+                draws: int = 1) -> tuple[torch.Tensor, ...]:
         """Features of images, which are encoded once for all timesteps and draws.
 
         Args:
             images (Tensor): (B, 3, H, W) in [-1, 1].
             t (int | Tensor | Sequence[int]): Timestep, 0 the cleanest; one for all, a tensor (B,) of one per image, or a list or
                 tuple of several for all, one forward pass each, with the same noise.
-            noise (str): 'seeded' depends on the latent's shape and ``seed`` alone and is the same for every image;
+            noise (str): 'seeded' depends on the latent's channels and ``seed`` alone, is the same for every image, and is cut
+                from one plane for all sizes;
                 'random' is drawn afresh from torch's global generator; 'none' only scales the clean latent.
             seed (int): For 'seeded'.
             draws (int): The features are averaged over so many draws of the noise.
@@ -144,7 +159,8 @@ class Extractor(nn.Module):
         """
         return self.from_latents(self.encoder(images), t, noise, seed, draws)
 
-    def from_latents(self, latent, t, noise='seeded', seed=0, draws=1):
+    def from_latents(self, latent: torch.Tensor, t: int | torch.Tensor | Sequence[int], noise: str = 'seeded', seed: int = 0,
+                     draws: int = 1) -> tuple[torch.Tensor, ...]:
         """As ``forward``, of latents (B, C, H/stride, W/stride) that ``encoder`` gave.
 
         Raises:
@@ -153,12 +169,20 @@ class Extractor(nn.Module):
         channels, patch = self.family.in_channels, self.family.patch_size
         if latent.ndim != 4 or latent.shape[1] != channels or any(side % patch for side in latent.shape[2:]):
             raise ValueError(f'latents must be (B, {channels}, h, w) of whole patches of {patch}, not {tuple(latent.shape)}')
-        noises = draw(latent, noise, seed, draws)
+        if not len(latent):
+            raise ValueError('there are no latents: a batch has at least one')
+        several = t if isinstance(t, (list, tuple)) else [t]
+        if not several:
+            raise ValueError('no timesteps were given')
+        noises = self.draw(latent, noise, seed, draws)
         tokens = latent[:, 0].numel() // patch ** 2
-        return tuple(m for one in (t if isinstance(t, (list, tuple)) else [t])
-                     for m in average(self.features, latent, one, noises, tokens))
+        return tuple(m for one in several for m in average(self.features, latent, one, noises, tokens))
 
-    def features(self, latent, t, noise):
+    def draw(self, latent, noise='seeded', seed=0, draws=1):
+        """The noise that ``from_latents`` adds to these latents; see ``draws.draw``."""
+        return draw(latent, noise, seed, draws, side=self.family.config.get('sample_size') or SIDE)
+
+    def features(self, latent: torch.Tensor, t: int | torch.Tensor, noise: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Features of clean latents.
 
         Args:
@@ -173,6 +197,8 @@ class Extractor(nn.Module):
             ValueError: Timesteps outside the schedule, or others than those that the transformer is folded at.
         """
         t = self._checked(t)  # (1,) or (B,)
+        if len(t) not in (1, len(latent)):
+            raise ValueError(f'{len(t)} timesteps for {len(latent)} latents: give one for all, or one each')
         noisy = self.process.add(latent, t, noise)
         grid = [side // self.family.patch_size for side in latent.shape[-2:]]
         tokens = self.family.read(noisy, self._time(t), self.taps, compiled=self._compiled,

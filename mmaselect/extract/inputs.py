@@ -11,8 +11,8 @@ def to_batch(images, size=None):
     Args:
         images (PIL.Image | ndarray | Tensor | Sequence): One image, or a list of images, each of which is
 
-            - a PIL image of any mode, which is converted to RGB;
-            - uint8 (H, W, 3), from 0 to 255, as numpy and PIL have it;
+            - a PIL image, which is converted to RGB: of 16 bits by its whole range, and what is transparent is laid over white;
+            - uint8 (H, W, 3), from 0 to 255, as numpy and PIL have it, or uint16, from 0 to 65535;
             - floating point (3, H, W), from 0 to 1, as torchvision's ``to_tensor`` has it.
 
             Arrays and tensors may have a first axis of several images. The channels are red, green and blue.
@@ -45,9 +45,15 @@ def to_batch(images, size=None):
 def _batch(image):
     """One image, or several on a first axis, as (B, 3, H, W) float32 in [-1, 1]."""
     if isinstance(image, Image.Image):
-        image = np.array(image.convert('RGB'))  # (H, W, 3)
+        image = _pixels(image)  # (H, W, 3)
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.ascontiguousarray(image))  # a mirrored array, such as image[..., ::-1], has negative strides
+        image = np.ascontiguousarray(image)  # a mirrored array, such as image[..., ::-1], has negative strides
+        if image.dtype == np.uint16:  # which torch knows since 2.3
+            if image.shape[-1:] != (3,):
+                raise ValueError('a uint16 image is (H, W, 3), red, green and blue from 0 to 65535, and this one is '
+                                 f'{image.shape}')
+            image = np.moveaxis(image, -1, -3).astype(np.float32) / 65535  # (3, H, W)
+        image = torch.from_numpy(image)
     if not isinstance(image, torch.Tensor):
         raise ValueError(f'images are PIL images, arrays or tensors, not {type(image).__name__}: open a file with PIL.Image.open')
     batch = image[None] if image.ndim == 3 else image  # (B, ...)
@@ -64,3 +70,20 @@ def _batch(image):
         raise ValueError(f'a floating-point image has values from 0 to 1, and this one from {batch.min():.3g} to '
                          f'{batch.max():.3g}: undo its normalisation first')
     return 2 * batch.float() - 1  # (B, 3, H, W)
+
+
+def _pixels(image):
+    """A PIL image as an array (H, W, 3) of uint8 or, where it has 16 bits, uint16; ``convert('RGB')`` would clip these at 255.
+
+    Raises:
+        ValueError: It has other than 8 or 16 bits, so that its range is unknown.
+    """
+    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PNG'):  # as older versions of PIL open them
+        return np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, axis=-1)
+    if image.mode in ('I', 'F'):
+        raise ValueError(f'the range of an image of PIL mode {image.mode!r} is unknown: scale its values to 0 to 1 and give them '
+                         'as a floating-point array (3, H, W)')
+    if image.mode in ('LA', 'La', 'PA', 'RGBA', 'RGBa') or 'transparency' in image.info:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return np.array(image.convert('RGB'))

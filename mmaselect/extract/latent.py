@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .vae import adapter
+
 # Images of more pixels than this go through the VAE in parts: its first feature maps have the images' own size.
 CHUNK_PIXELS = 8 * 512 * 512
 DTYPES = ('float32', 'bfloat16')
@@ -16,9 +18,10 @@ class LatentEncoder(nn.Module):
     """Encodes images into the latents that a DiT was trained on; always frozen, always in evaluation mode.
 
     Args:
-        vae (AutoencoderKL | None): None for a DiT that works on pixels: the latent is then the image itself.
+        vae (ModelMixin | None): Of a class that ``vae.Adapter`` knows. None for a DiT that works on pixels: the latent is then
+            the image itself.
         patch_size (int): The DiT's patch, in latent pixels. Images are padded to whole patches.
-        channels (int): Channels of the DiT's input.
+        channels (int): Channels of the DiT's latents.
         dtype (str | None): 'float32' or 'bfloat16', in which the VAE computes; its latents leave it at least as exact as the
             images. None leaves it as it was loaded.
         chunk_pixels (int | None): At most so many image pixels go through the VAE at a time, which bounds its memory; None is
@@ -33,27 +36,37 @@ class LatentEncoder(nn.Module):
         if dtype not in (None, *DTYPES):
             reason = ": Stable Diffusion's VAEs overflow in it" if dtype == 'float16' else ''
             raise ValueError(f'the VAE computes in one of {DTYPES}, not in {dtype!r}{reason}')
-        if vae is not None and vae.config.latent_channels != channels:
-            raise ValueError(f'the VAE makes latents of {vae.config.latent_channels} channels and the DiT takes {channels}: '
+        self.adapter = None if vae is None else adapter(vae)
+        if vae is not None and self.adapter.channels != channels:
+            raise ValueError(f'the VAE makes latents of {self.adapter.channels} channels and the DiT takes {channels}: '
                              'they are not of one pipeline')
         self.vae = vae if vae is None else vae.requires_grad_(False).eval()
         if vae is not None:
-            # Convolutions are faster so: 1.2 times on a CPU with Stable Diffusion's encoder. nn.Module's since diffusers' warns.
-            nn.Module.to(vae, dtype=dtype and getattr(torch, dtype), memory_format=torch.channels_last)
+            # nn.Module's since diffusers' warns.
+            nn.Module.to(vae, dtype=dtype and getattr(torch, dtype), memory_format=self.adapter.memory_format)
         self.chunk_pixels = chunk_pixels
-        self.image_channels = channels if vae is None else vae.config.in_channels
-        self.stride = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)  # image pixels per latent pixel
+        self.image_channels = channels if vae is None else self.adapter.image_channels
+        self.stride = 1 if vae is None else self.adapter.stride  # image pixels per latent pixel
         self.token_stride = self.stride * patch_size  # image pixels per token
-        self._warned = False
+        self._warned, self._finite = False, True
 
     def drop_decoder(self):
         """Frees the half of the VAE that makes images of latents, which features do not need."""
         for part in ('decoder', 'post_quant_conv'):
             if hasattr(self.vae, part):
-                delattr(self.vae, part)
+                setattr(self.vae, part, nn.Identity())  # the encoder of Qwen-Image looks for it
 
     def train(self, mode=True):
         return super().train(False)
+
+    def _apply(self, fn, *args, **kwargs):
+        # half() of a whole model moves the VAE and no more, since in float16 Stable Diffusion's overflow.
+        first = next(self.parameters(), None)
+        if first is not None and not first.is_meta:
+            there = fn(torch.empty((), dtype=first.dtype, device=first.device))
+            if there.dtype == torch.float16:
+                return super()._apply(lambda tensor: tensor.to(there.device), *args, **kwargs)
+        return super()._apply(fn, *args, **kwargs)
 
     def grid(self, height, width):
         """Tokens (h, w) of an image of this size in pixels: every token that sees a part of the image."""
@@ -70,7 +83,7 @@ class LatentEncoder(nn.Module):
             Tensor: (B, C, H/stride, W/stride): the mode of the VAE's posterior, shifted and scaled as the DiT saw it.
 
         Raises:
-            ValueError: Not a batch of images with as many channels as the VAE (or the pixel DiT) takes.
+            ValueError: Not a batch of finite images with as many channels as the VAE (or the pixel DiT) takes.
         """
         return self.posterior(images)[0]
 
@@ -83,7 +96,7 @@ class LatentEncoder(nn.Module):
         if images.ndim != 4 or images.shape[1] != self.image_channels:
             raise ValueError(f'images must be (B, {self.image_channels}, H, W), not {tuple(images.shape)}: check the channels '
                              'that the data pipeline loads')
-        self._check_range(images)
+        self._check_values(images)
         height, width = images.shape[-2:]
         h, w = self.grid(height, width)
         pad = (0, w * self.token_stride - width, 0, h * self.token_stride - height)
@@ -104,19 +117,20 @@ class LatentEncoder(nn.Module):
 
     def _encode(self, images):
         """As ``posterior``, of images that need no padding, all at once."""
-        config = self.vae.config
         dtype = torch.promote_types(images.dtype, self.vae.dtype)
-        posterior = self.vae.encode(images.to(self.vae.dtype, memory_format=torch.channels_last)).latent_dist
+        images = images.to(self.vae.dtype, memory_format=self.adapter.memory_format)
         mean, std = (value.to(dtype, memory_format=torch.contiguous_format)  # (B, C, H/stride, W/stride)
-                     for value in (posterior.mode(), posterior.std))
-        return (mean - (getattr(config, 'shift_factor', None) or 0)) * config.scaling_factor, std * config.scaling_factor
+                     for value in self.adapter.posterior(self.vae, images))
+        shift, factor = (value.to(mean)[:, None, None] if isinstance(value, torch.Tensor) else value  # (C, 1, 1) or a number
+                         for value in self.adapter.statistics(self.vae))
+        return (mean - shift) * factor, std * factor
 
     def fingerprint(self):
         """A hash of all that the latents of an image depend on; None for a pixel DiT, whose latents are its images."""
         if self.vae is None:
             return None
-        config = self.vae.config
-        about = config.scaling_factor, getattr(config, 'shift_factor', None), self.token_stride, str(self.vae.dtype)
+        statistics = [value.tolist() if isinstance(value, torch.Tensor) else value for value in self.adapter.statistics(self.vae)]
+        about = type(self.vae).__name__, statistics, self.token_stride, str(self.vae.dtype)
         digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
         for name, value in sorted(self.vae.state_dict().items()):
             if name.startswith(('encoder.', 'quant_conv.')):  # not the decoder, which may be gone
@@ -124,12 +138,23 @@ class LatentEncoder(nn.Module):
                 digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _check_range(self, images):
-        # Looked at once: the check reads values back from the GPU, and the data_preprocessor is the same for all batches.
-        if self._warned or not images.numel():
+    def _check_values(self, images):
+        """Raises ValueError where there are no images, or values that are none; warns once of another range."""
+        if not images.is_floating_point():
+            raise ValueError(f'images are floating point in [-1, 1], and these are {images.dtype}: a data_preprocessor makes '
+                             'them of pixels from 0 to 255, or mmaselect.extract.inputs.to_batch')
+        if not images.numel():
+            raise ValueError(f'images are {tuple(images.shape)}: there must be at least one, of one pixel or more')
+        # On a GPU what was found of one batch is read at the next, so that nothing waits for it.
+        finite, self._finite = self._finite, images.isfinite().all()
+        if not (self._finite if images.device.type == 'cpu' else finite):
+            self._finite = True
+            raise ValueError('images have values that are not finite: look for broken files and for a std of 0 in the '
+                             'data_preprocessor')
+        if self._warned:  # the data_preprocessor is the same for all batches
             return
         self._warned = True
         low, high = images.aminmax()
         if low < -1.01 or high > 1.01 or low >= 0:
             warnings.warn(f'images range over [{low:.3g}, {high:.3g}] and a DiT expects [-1, 1]: set mean=[127.5]*3 and '
-                          'std=[127.5]*3 in the data_preprocessor', stacklevel=3)
+                          'std=[127.5]*3 in the data_preprocessor', stacklevel=4)

@@ -1,4 +1,6 @@
 """LoRA: low-rank adapters beside a frozen transformer's linear layers (Hu et al. 2021, arXiv:2106.09685), by peft."""
+import warnings
+
 from torch import nn
 
 
@@ -34,6 +36,22 @@ def add_lora(extractor, *, r=16, alpha=16, targets=('to_q', 'to_v'), dropout=0.0
         ends = sorted({name.rpartition('blocks.')[2].partition('.')[2] for name in layers if 'blocks.' in name})
         raise ValueError(f'lora targets {missing or targets}: no linear layer on the way to the taps is called so; there are '
                          f'{", ".join(ends)}')
+    _warn_of_missed(extractor.family, layers, {*sum(chosen.values(), [])})
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=sorted({*sum(chosen.values(), [])}))
     inject_adapter_in_model(config, extractor.family)
     return [parameter for name, parameter in extractor.family.named_parameters() if '.lora_' in name]
+
+
+def _warn_of_missed(family, layers, chosen):
+    """Warns where kinds of blocks that have layers on the way to the taps get no adapter: their layers may be fused."""
+    kinds = {}  # class of block -> layers
+    places = family.places()
+    for name in layers:
+        index = family.block_of(name)
+        if index is not None:
+            kinds.setdefault(type(places[index][0]).__name__, []).append(name)
+    for kind, names in kinds.items():
+        if not chosen & {*names}:
+            ends = sorted({name.rpartition('blocks.')[2].partition('.')[2] for name in names})
+            warnings.warn(f'no lora target is in {kind}, whose layers are {", ".join(ends)}: name some of them too, or its '
+                          'blocks stay as they are', stacklevel=3)

@@ -1,4 +1,5 @@
 """Names and indices of the features that can be read from a transformer block."""
+from collections.abc import Sequence
 
 # Checkpoints with a chosen tap store its place here: append, never insert.
 TAPS = {
@@ -12,7 +13,7 @@ TAPS = {
 }
 
 
-def resolve(taps, depth):
+def resolve(taps: Sequence[tuple[int, str]], depth: int) -> tuple[tuple[int, str], ...]:
     """Checks ``taps`` and returns them as a tuple of (block, name) with blocks counted from 0.
 
     Args:
@@ -20,15 +21,17 @@ def resolve(taps, depth):
         depth (int): Number of blocks.
 
     Raises:
-        ValueError: No tap, an unknown name, a block out of range, a duplicate, or blocks that do not ascend.
+        ValueError: Not a list of pairs, no tap, an unknown name, a block out of range, a duplicate, or blocks that do not ascend.
 
     Examples:
         >>> resolve([(5, 'hidden'), (-1, 'query')], depth=12)
         ((5, 'hidden'), (11, 'query'))
     """
+    if not isinstance(taps, Sequence) or isinstance(taps, str) or (len(taps) == 2 and isinstance(taps[1], str)):
+        raise ValueError(f'taps is a list of pairs (block, name), such as [(-1, "hidden")], not {taps!r}')
     resolved = []
     for tap in taps:
-        if isinstance(tap, str) or len(tap) != 2:
+        if not isinstance(tap, Sequence) or isinstance(tap, str) or len(tap) != 2:
             raise ValueError(f'a tap is a pair (block, name), such as (-1, "hidden"), not {tap!r}')
         block, name = tap
         if name not in TAPS:

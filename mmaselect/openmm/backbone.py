@@ -82,7 +82,7 @@ class DiTBackbone(BaseModule):
             raise ValueError('lora trains adapters and frozen=False all weights of the DiT: leave out one of the two')
         taps = [tuple(tap) if isinstance(tap, list) else tap for tap in taps]
         make, source = (Extractor.from_pretrained, pretrained) if arch is None else (Extractor.from_arch, arch)
-        self.extractor = make(source, taps, pos_scale, dtype=vae_dtype, chunk_pixels=vae_pixels)
+        self.extractor = make(source, taps, pos_scale, vae_dtype=vae_dtype, chunk_pixels=vae_pixels)
         self.extractor.encoder.drop_decoder()
         if compile is not False:
             self.extractor.compile(**({} if compile is True else compile))

@@ -38,7 +38,8 @@ def test_draws_are_averaged(tokens, monkeypatch):
     """Two images of 3 x 4 tokens, so one, one, two or all five draws share a pass."""
     extractor, images = tiny.extractor(TAPS, dtype=torch.float64), tiny.images(2, 12, 16, dtype=torch.float64)
     latent = extractor.encoder(images)
-    noises = [seeded_noise(latent.shape[1:], 7)] + [seeded_noise(latent.shape[1:], 7, k) for k in range(1, 5)]
+    noises = [seeded_noise((4, 8, 8), 7)] + [seeded_noise((4, 8, 8), 7, k) for k in range(1, 5)]  # of the training's size
+    noises = [noise[:, :6] for noise in noises]
     single = [extractor.features(latent, 400, noise[None]) for noise in noises]
     expected = [sum(maps) / 5 for maps in zip(*single, strict=True)]
     monkeypatch.setattr(module, 'PASS_TOKENS', tokens)
@@ -62,6 +63,18 @@ def test_a_timestep_per_image_goes_with_draws():
         torch.testing.assert_close(both[k:k + 1], extractor(images[k:k + 1], t, draws=3)[0])
 
 
+def test_all_sizes_have_the_same_noise_where_they_overlap():
+    """A head that was trained on one size meets the noise that it knows in images of another."""
+    extractor = tiny.extractor()
+    canvas = extractor.draw(torch.zeros(1, 4, 20, 30), seed=7, draws=3)
+    for height, width in ((8, 8), (4, 12), (20, 6)):
+        for own, whole in zip(extractor.draw(torch.zeros(1, 4, height, width), seed=7, draws=3), canvas, strict=True):
+            assert torch.equal(own, whole[..., :height, :width])
+    squares = canvas[0][0, :, :16, :24].unflatten(1, (2, 8)).unflatten(3, (3, 8)).permute(1, 3, 0, 2, 4).flatten(0, 1).flatten(1)
+    assert (torch.corrcoef(squares) - torch.eye(6)).abs().max() < 0.25  # of 256 numbers each: none repeats another
+    assert abs(canvas[1].std() - 1) < 0.05
+
+
 def test_one_draw_is_the_noise_that_there_always_was():
     extractor, images = tiny.extractor(), tiny.images()
     latent = extractor.encoder(images)
@@ -78,6 +91,7 @@ def test_draws_let_gradients_through():
 
 @pytest.mark.parametrize('options, message', [
     (dict(draws=0), '0 draws of noise'),
+    (dict(draws=2.5), '2.5 draws of noise'),
     (dict(noise='none', draws=2), "2 draws of noise 'none'.* without noise no more"),
     (dict(noise='white'), "not 'white'"),
 ])

@@ -135,10 +135,45 @@ def test_timesteps_of_one_batch_may_differ():
         torch.testing.assert_close(extractor.features(latent[k:k + 1], t, noise[k:k + 1])[0], both[k:k + 1])
 
 
-@pytest.mark.parametrize('t', [-1, 1000, 1.5, torch.tensor([0, 1000])])
+@pytest.mark.parametrize('t', [-1, 1000, 1.5, torch.tensor([0, 1000]), True, '50', None, [True], ['50'], torch.tensor([]).int()])
 def test_timesteps_outside_the_schedule_are_refused(t):
     with pytest.raises(ValueError, match=r'integers in \[0, 999\]'):
         tiny.extractor()(tiny.images(), t)
+
+
+def test_no_timesteps_or_another_number_of_them_is_refused():
+    with pytest.raises(ValueError, match='no timesteps were given'):
+        tiny.extractor()(tiny.images(), [])
+    with pytest.raises(ValueError, match='3 timesteps for 2 latents'):
+        tiny.extractor()(tiny.images(), torch.tensor([1, 2, 3]))
+
+
+@pytest.mark.parametrize('images, message', [
+    (torch.zeros(0, 3, 16, 16), 'at least one'), (torch.zeros(1, 3, 0, 16), 'at least one'),
+    (torch.full((1, 3, 16, 16), 200, dtype=torch.uint8), r'floating point in \[-1, 1\], and these are torch.uint8'),
+    (torch.full((1, 3, 16, 16), torch.nan), 'not finite'), (torch.tensor([0., torch.inf]).expand(1, 3, 16, 2), 'not finite'),
+])
+def test_what_is_no_batch_of_images_is_refused(images, message):
+    extractor = tiny.extractor()
+    extractor(tiny.images(), 7)  # not only at the first batch
+    with pytest.raises(ValueError, match=message):
+        extractor(images, 7)
+    assert extractor(tiny.images(), 7)[0].isfinite().all()
+
+
+def test_no_latents_are_refused():
+    with pytest.raises(ValueError, match='no latents'):
+        tiny.extractor().from_latents(torch.zeros(0, 4, 8, 8), 7)
+
+
+def test_half_of_a_model_leaves_the_vae_exact():
+    """In float16 Stable Diffusion's VAEs overflow."""
+    extractor = tiny.extractor()
+    latent = extractor.encoder(tiny.images())
+    extractor.half()
+    assert extractor.family.model.dtype == torch.float16 and extractor.encoder.vae.dtype == torch.float32
+    assert torch.equal(extractor.encoder(tiny.images()), latent)
+    assert extractor.to(torch.bfloat16).encoder.vae.dtype == torch.bfloat16
 
 
 def test_an_unknown_noise_is_refused():

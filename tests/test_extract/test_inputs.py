@@ -48,3 +48,37 @@ def test_size_scales_each_image_as_torchvision_does():
 def test_what_is_no_image_is_refused(images, message):
     with pytest.raises(ValueError, match=message):
         to_batch(images)
+
+
+@pytest.mark.parametrize('mode', ['I;16', 'I;16B'])
+def test_sixteen_bits_keep_their_range(mode, tmp_path):
+    """``convert('RGB')`` would make all above 255 white."""
+    levels = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # 0, 257, ..., 65535
+    image = Image.frombytes(mode, (16, 16), levels.astype('>u2' if mode.endswith('B') else '<u2').tobytes())
+    expected = torch.arange(256).view(1, 1, 16, 16).expand(1, 3, 16, 16) / 127.5 - 1
+    torch.testing.assert_close(to_batch(image), expected)
+    Image.fromarray(levels).save(tmp_path / 'levels.png')  # some versions of PIL open it as 'I'
+    torch.testing.assert_close(to_batch(Image.open(tmp_path / 'levels.png')), expected)
+    torch.testing.assert_close(to_batch(np.repeat(levels[..., None], 3, -1)), expected)
+
+
+@pytest.mark.parametrize('mode', ['I', 'F'])
+def test_an_unknown_range_is_refused(mode):
+    with pytest.raises(ValueError, match=f'mode {mode!r} is unknown: scale its values'):
+        to_batch(Image.new(mode, (4, 4), 70000))
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'PA', 'P', 'RGB', 'L'])
+def test_what_is_transparent_is_white(mode):
+    """Black below it, as editors leave it."""
+    pixels = np.zeros((2, 4, 4), np.uint8)
+    pixels[:, 2:, 3] = 255
+    pixels[:, 3, :3] = 128
+    image = Image.fromarray(pixels)
+    if mode in ('P', 'RGB', 'L'):  # one colour is transparent, or one of the palette
+        image = Image.fromarray(pixels[..., 0] + 3 * (pixels[..., 3] > 0).astype(np.uint8)).convert(mode)
+        image.info['transparency'] = (0, 0, 0) if mode == 'RGB' else image.getpixel((0, 0))
+        expected = [255, 255, 3, 131]
+    else:
+        image, expected = image.convert(mode), [255, 255, 0, 128]
+    torch.testing.assert_close(to_batch(image)[0, 0, 0], torch.tensor(expected) / 127.5 - 1)

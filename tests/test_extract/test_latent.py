@@ -92,7 +92,7 @@ def test_a_vae_in_bfloat16_gives_latents_in_the_dtype_of_the_images():
 @pytest.mark.parametrize('dtype, reason', [('float16', 'overflow'), ('int8', 'one of')])
 def test_other_dtypes_are_refused(dtype, reason):
     with pytest.raises(ValueError, match=f"not in '{dtype}'.*{reason}" if dtype == 'float16' else reason):
-        tiny.Extractor.from_arch(tiny.ARCH, dtype=dtype)
+        tiny.Extractor.from_arch(tiny.ARCH, vae_dtype=dtype)
 
 
 def test_the_fingerprint_tells_encoders_apart():

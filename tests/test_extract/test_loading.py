@@ -111,7 +111,7 @@ def test_an_older_name_of_the_class_is_understood(folder):
 def test_a_vae_of_another_width_is_named(folder):
     shutil.rmtree(folder / 'vae')
     AutoencoderKL(**dict(tiny.VAE, latent_channels=8)).save_pretrained(folder / 'vae')
-    with pytest.raises(ValueError, match='vae/config.json: latent_channels is 8 and the DiT takes 4: use the VAE'):
+    with pytest.raises(ValueError, match='vae/config.json: .* AutoencoderKL have 8 channels and the DiT takes 4: use the VAE'):
         loading.from_pretrained(folder)
 
 
@@ -146,7 +146,8 @@ def test_a_file_is_not_a_folder(folder):
 
 
 def test_a_hub_id_without_network_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(loading, 'snapshot_download', lambda *_, **__: (_ for _ in ()).throw(ConnectionError('no route')))
+    for name in ('list_repo_files', 'snapshot_download'):
+        monkeypatch.setattr(loading, name, lambda *_, **__: (_ for _ in ()).throw(ConnectionError('no route')))
     with pytest.raises(FileNotFoundError, match='neither a folder nor a model.*no route.*give the path of its folder'):
         loading.from_pretrained('facebook/DiT-XL-2-512')
 
@@ -173,3 +174,150 @@ def test_an_arch_is_not_changed():
 def test_an_arch_takes_a_pretrained_vae(saved):
     parts = loading.from_arch(dict(transformer=tiny.DIT, vae=str(saved)))
     assert parts.vae.config.scaling_factor == 0.5
+
+
+@pytest.fixture
+def halves(folder):
+    """As variant='fp16' saves it: only files of that variant."""
+    pipeline = DiTPipeline.from_pretrained(folder).to(torch.float16)
+    shutil.rmtree(folder)
+    pipeline.save_pretrained(folder, variant='fp16')
+    assert [path.name for path in (folder / 'vae').glob('*.safetensors')] == ['diffusion_pytorch_model.fp16.safetensors']
+    return folder
+
+
+def test_the_only_variant_is_taken(halves, saved):
+    expected, = Extractor.from_pretrained(saved).eval()(tiny.images(), 7)
+    for options in ({}, dict(variant='fp16')):
+        extractor = Extractor.from_pretrained(halves, **options).eval()
+        assert extractor.family.model.dtype == extractor.encoder.vae.dtype == torch.float32
+        torch.testing.assert_close(extractor(tiny.images(), 7)[0], expected, rtol=0.02, atol=0.02)
+
+
+def test_a_variant_is_taken_where_there_are_others(folder, saved):
+    half = DiTPipeline.from_pretrained(saved).transformer
+    with torch.no_grad():
+        half.proj_out_2.bias.add_(1)
+    half.save_pretrained(folder / 'transformer', variant='ema')
+    plain, ema = (loading.from_pretrained(folder, variant=variant).transformer.proj_out_2.bias for variant in (None, 'ema'))
+    torch.testing.assert_close(ema, plain + 1)  # and the VAE, which has no such files, is there too
+    with pytest.raises(ValueError, match="transformer/ has no weights of variant='fp16': there are 'ema'"):
+        loading.from_pretrained(folder, variant='fp16')
+
+
+def test_parts_of_large_files_are_loaded(folder):
+    """Sharded, as models over 10 GB are."""
+    expected, = Extractor.from_pretrained(folder).eval()(tiny.images(), 7)
+    transformer = loading.from_pretrained(folder).transformer
+    shutil.rmtree(folder / 'transformer')
+    transformer.save_pretrained(folder / 'transformer', max_shard_size='20KB')
+    assert len(list((folder / 'transformer').glob('*-of-*.safetensors'))) > 1
+    assert torch.equal(Extractor.from_pretrained(folder).eval()(tiny.images(), 7)[0], expected)
+    next((folder / 'transformer').glob('*-of-*.safetensors')).unlink()
+    with pytest.raises(ValueError, match='transformer cannot be loaded'):
+        loading.from_pretrained(folder)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_a_dtype_is_of_the_transformer_alone(folder, dtype):
+    extractor = Extractor.from_pretrained(folder, dtype=dtype).eval()
+    assert {p.dtype for p in extractor.family.parameters()} == {getattr(torch, dtype)}
+    assert extractor.encoder.vae.dtype == torch.float32
+    if dtype == 'bfloat16':
+        assert extractor(tiny.images(), 7)[0].dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="dtype is one of float32, .* not 'half'"):
+        loading.from_pretrained(folder, dtype='half')
+
+
+def test_layers_that_stay_in_float32_do(folder, monkeypatch):
+    """As SD3's positions and SANA's tables: diffusers loads such classes with accelerate alone."""
+    from diffusers import DiTTransformer2DModel
+    monkeypatch.setattr(DiTTransformer2DModel, '_keep_in_fp32_modules', ['proj_out_2'])
+    model = loading.from_pretrained(folder, dtype='bfloat16').transformer
+    assert model.proj_out_2.weight.dtype == torch.float32 and model.proj_out_1.weight.dtype == torch.bfloat16
+
+
+def test_one_sentence_and_not_a_screen(folder, caplog, capfd):
+    edit(folder / 'transformer' / 'config.json', num_layers=3)
+    with pytest.raises(ValueError, match='unexpected keys'):
+        loading.from_pretrained(folder)
+    assert 'Some weights' not in caplog.text + ''.join(capfd.readouterr())
+
+
+def test_a_class_that_diffusers_lacks_is_named(folder, monkeypatch):
+    import diffusers
+    monkeypatch.setitem(loading.FAMILIES, 'Flux9Transformer2DModel', None)
+    edit(folder / 'transformer' / 'config.json', _class_name='Flux9Transformer2DModel')
+    message = f'diffusers {diffusers.__version__} has no Flux9Transformer2DModel: install a newer one'
+    with pytest.raises(ValueError, match=message):
+        loading.from_pretrained(folder)
+    with pytest.raises(ValueError, match=message):
+        loading.from_arch(dict(transformer=dict(type='Flux9Transformer2DModel')))
+
+
+def test_an_unknown_vae_is_named(folder):
+    edit(folder / 'vae' / 'config.json', _class_name='VQModel')
+    with pytest.raises(ValueError, match='vae is a VQModel: the known VAEs are AutoencoderKL'):
+        loading.from_pretrained(folder)
+    with pytest.raises(ValueError, match="arch.vae.type 'VQModel' is not supported"):
+        loading.from_arch(dict(tiny.ARCH, vae=dict(type='VQModel')))
+
+
+def hub(monkeypatch, folder, more=()):
+    """A hub that has the files of ``folder`` and ``more``; returns what is fetched of it and the revision asked for."""
+    fetched = {}
+    files = [str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()]
+
+    def fetch(name, allow_patterns, revision=None):
+        fetched.update(patterns=allow_patterns, revision=revision)
+        return str(folder)
+
+    monkeypatch.setattr(loading, 'list_repo_files', lambda name, revision=None: [*files, *more])
+    monkeypatch.setattr(loading, 'snapshot_download', fetch)
+    return fetched
+
+
+def test_of_a_hub_model_one_variant_is_fetched(folder, monkeypatch):
+    names = ['diffusion_pytorch_model.fp16.safetensors', 'diffusion_pytorch_model.bin', 'flax_model.msgpack']
+    fetched = hub(monkeypatch, folder, [f'{part}/{name}' for part in ('transformer', 'vae') for name in names])
+    loading.from_pretrained('some/model', revision='v1')
+    weights = [pattern for pattern in fetched['patterns'] if 'diffusion_pytorch_model' in pattern or pattern.endswith('/*')]
+    assert weights == ['scheduler/*', *(f'{part}/diffusion_pytorch_model.safetensors' for part in ('transformer', 'vae'))]
+    assert fetched['revision'] == 'v1'
+    with pytest.raises(ValueError, match="no weights of variant='bf16': there are 'fp16'"):
+        loading.from_pretrained('some/model', variant='bf16')
+
+
+def test_a_revision_of_a_folder_is_refused(folder):
+    with pytest.raises(ValueError, match="revision='v1' is of a model on the hub"):
+        loading.from_pretrained(folder, revision='v1')
+
+
+def test_a_gated_model_says_what_to_do(monkeypatch):
+    from types import SimpleNamespace
+
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(name):
+        raise GatedRepoError('403', response=SimpleNamespace(headers={}, request=None, status_code=403))
+    monkeypatch.setattr(loading, 'list_repo_files', refuse)
+    with pytest.raises(FileNotFoundError, match='accepted its licence: do so at https://huggingface.co/black/flux, then log in'):
+        loading.from_pretrained('black/flux')
+
+
+def test_weights_in_one_file(folder, monkeypatch, tmp_path):
+    """diffusers turns the authors' layout into its own; what it is given and what is checked."""
+    from diffusers import DiTTransformer2DModel
+    whole = loading.from_pretrained(folder).transformer
+    given = {}
+
+    def from_single_file(path, **options):
+        given.update(options, path=path)
+        return whole
+    monkeypatch.setattr(DiTTransformer2DModel, 'from_single_file', from_single_file, raising=False)
+    parts = loading.from_pretrained(folder, single_file=tmp_path / 'dit.safetensors', dtype='bfloat16')
+    assert parts.transformer is whole and given['path'] == str(tmp_path / 'dit.safetensors')
+    assert (given['config'], given['subfolder'], given['torch_dtype']) == (str(folder), 'transformer', torch.bfloat16)
+    whole.proj_out_1.to('meta')
+    with pytest.raises(ValueError, match=r"missing keys \['proj_out_1.bias', 'proj_out_1.weight'\]"):
+        loading.from_pretrained(folder, single_file=tmp_path / 'dit.safetensors')

@@ -68,6 +68,8 @@ def test_a_missing_file_says_how_to_make_it(folder):
 def test_a_hub_id_is_called_so(folder, monkeypatch):
     """The folder that it was fetched to has no text encoders."""
     wanted = []
+    monkeypatch.setattr(loading, 'list_repo_files', lambda name: [f'{part}/diffusion_pytorch_model.safetensors'
+                                                                  for part in ('transformer', 'vae')])
     monkeypatch.setattr(loading, 'snapshot_download', lambda name, allow_patterns: wanted.extend(allow_patterns) or folder)
     assert loading.from_pretrained('stabilityai/sd3').null
     assert null_prompt.FILE in wanted

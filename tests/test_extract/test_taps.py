@@ -24,6 +24,11 @@ def test_names_of_one_block_come_in_any_order():
     ([], 'no taps'),
     (['hidden'], 'a tap is a pair'),
     ([(1, 'key', 2)], 'a tap is a pair'),
+    ([5], 'a tap is a pair'),
+    ((5, 'hidden'), r"taps is a list of pairs .* not \(5, 'hidden'\)"),
+    ([5, 'hidden'], 'taps is a list of pairs'),
+    ('hidden', 'taps is a list of pairs'),
+    (5, 'taps is a list of pairs'),
 ])
 def test_bad_taps_are_refused(taps, message):
     with pytest.raises(ValueError, match=message):

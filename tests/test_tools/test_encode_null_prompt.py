@@ -109,12 +109,15 @@ def test_another_file_and_precision(sd3, tmp_path):
 def test_of_a_hub_id_only_what_is_needed_is_fetched(sd3, tmp_path, monkeypatch):
     folder, _ = sd3
     wanted = []
+    listed = [str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()]
+    monkeypatch.setattr(loading, 'list_repo_files', lambda name: [*listed, 'text_encoder/model.fp16.safetensors'])
     monkeypatch.setattr(loading, 'snapshot_download', lambda name, allow_patterns: wanted.extend(allow_patterns) or folder)
     runs.run_here(SCRIPT, 'stabilityai/sd3', '--device', 'cpu', '--out', tmp_path / 'null.safetensors')
     files = [str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file() and path.parent != folder]
     fetched = {name for name in files if any(fnmatch(name, pattern) for pattern in wanted)}
     weights = {name.partition('/')[0] for name in fetched if name.endswith('.safetensors')}
     assert weights == {'text_encoder', 'text_encoder_2', 'text_encoder_3'}
+    assert not any(fnmatch('text_encoder/model.fp16.safetensors', pattern) for pattern in wanted)
     assert {'transformer/config.json', 'tokenizer_3/tokenizer.json'} < fetched
     assert (tmp_path / 'null.safetensors').is_file()
 

@@ -11,8 +11,9 @@ own forward is run and read (``extract.reader``), so that the file says only wha
   does (FLUX divides it by 1000); the null condition is in the buffers ``self.null_<name>``;
 - ``unpack(output, size)``: what the forward returns -> (B, C, H, W), where it is something else; for ``predict``, by which
   parity is checked;
-- ``depth``, ``width``, ``patch_size`` (latent pixels per token) and ``in_channels`` (of the latents), where ``Family`` does not
-  find them in the model: set them in ``__init__``, behind super's;
+- ``latent_channels(config)``: where they are not the config's ``in_channels``, as where 2 x 2 latent pixels are packed in one;
+- ``width`` and ``patch_size`` (latent pixels per token), where ``Family`` does not find them in the model: set them in
+  ``__init__``, behind super's;
 - ``overrides()``: functions to be called in place of some modules' forward, such as positions of grids that diffusers lacks;
 - ``pos_scales``, where there is a choice of positions on other grids than the training's: its names, of which the attribute
   ``pos_scale`` holds one.
@@ -21,7 +22,8 @@ A family that is conditioned on text has a null condition too, the empty prompt:
 
 - ``null_shapes(config, tokens)``: the tensors of the null condition by name, and their shapes for a prompt of ``tokens``;
 - ``null_tokens``: how many tokens the empty prompt has;
-- ``encode_null(pipeline, device)``: these tensors, made by diffusers' pipeline.
+- ``encoded``: which of these tensors the pipeline's ``encode_prompt`` returns in each place, None for what is not needed; or
+  ``encode_null(pipeline, device)``, where the empty prompt has to be asked for in another way.
 
 ``folded_dit.FoldedDiT`` is a family too, but for a fixed set of ``timesteps``, and walks its blocks itself.
 """

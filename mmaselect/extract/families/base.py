@@ -1,4 +1,5 @@
 """What the families share: how they register, the sizes of a model, the buffers of its null condition, and reading it."""
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -18,6 +19,7 @@ class Family(nn.Module):
     kinds: tuple[reader.Blocks, ...] = (reader.Blocks('transformer_blocks'),)
     pos_scales: tuple[str, ...] = ()
     null_tokens = 0
+    encoded: tuple[str | None, ...] = ()
     timesteps = None  # all are possible
 
     def __init_subclass__(cls, wraps: str, **kwargs):
@@ -30,14 +32,27 @@ class Family(nn.Module):
         self.depth = len(self.places())
         self.width = getattr(model, 'inner_dim', None)
         self.patch_size = self.config.get('patch_size')
-        self.in_channels = self.config.in_channels
+        self.in_channels = self.latent_channels(self.config)
         self.lock = reader.Lock()
         for name, value in (null or {}).items():
             self.register_buffer(f'null_{name}', value.to(model.device, model.dtype if value.is_floating_point() else None))
 
     @staticmethod
+    def latent_channels(config) -> int:
+        """Channels of the latents that go into a model with this config."""
+        return config['in_channels']
+
+    @staticmethod
     def null_shapes(config, tokens: int) -> dict[str, tuple[int, ...]]:
         return {}
+
+    @classmethod
+    def encode_null(cls, pipeline, device: torch.device | str, **options) -> dict[str, torch.Tensor]:
+        """The null condition, by what diffusers' pipeline makes of the empty prompt; ``options`` are its ``encode_prompt``'s."""
+        known = inspect.signature(pipeline.encode_prompt).parameters
+        usual = dict(prompt='', prompt_2=None, prompt_3=None, device=device, do_classifier_free_guidance=False)
+        made = pipeline.encode_prompt(**{**{name: value for name, value in usual.items() if name in known}, **options})
+        return {name: value for name, value in zip(cls.encoded, made, strict=False) if name}
 
     def inputs(self, noisy: torch.Tensor, time: torch.Tensor) -> dict:
         """The arguments of the model's forward for noisy latents (B, C, H, W) at times (B,), float32, of the scheduler."""

@@ -20,6 +20,7 @@ class PixArt(Family, wraps='PixArtTransformer2DModel'):
     """
     kinds = (Blocks('transformer_blocks', names('attn1')),)
     null_tokens = 1  # T5's empty prompt: the end of the sentence
+    encoded = 'prompt_embeds', 'prompt_attention_mask'
 
     def __init__(self, model, null):
         kept = null['prompt_attention_mask'][0].bool()  # (L,): all else is padding, which nothing attends to
@@ -29,11 +30,6 @@ class PixArt(Family, wraps='PixArtTransformer2DModel'):
     def null_shapes(config, tokens):
         return {'prompt_embeds': (1, tokens, config.caption_channels or config.cross_attention_dim),
                 'prompt_attention_mask': (1, tokens)}
-
-    @staticmethod
-    def encode_null(pipeline, device):
-        embeds, mask, _, _ = pipeline.encode_prompt('', device=device, do_classifier_free_guidance=False)
-        return {'prompt_embeds': embeds, 'prompt_attention_mask': mask}
 
     def inputs(self, noisy, time):
         side = float(self.config.sample_size * VAE_STRIDE)

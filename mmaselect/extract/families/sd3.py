@@ -13,16 +13,12 @@ class SD3(Family, wraps='SD3Transformer2DModel'):
     """Taps of the image's tokens, which have layers of their own beside the text's."""
     kinds = (Blocks('transformer_blocks', output=1),)
     null_tokens = 77 + 256  # of the two CLIP encoders, side by side, and of T5
+    encoded = 'prompt_embeds', None, 'pooled_prompt_embeds'
 
     @staticmethod
     def null_shapes(config, tokens):
         return {'prompt_embeds': (1, tokens, config.joint_attention_dim),
                 'pooled_prompt_embeds': (1, config.pooled_projection_dim)}
-
-    @staticmethod
-    def encode_null(pipeline, device):
-        embeds, _, pooled, _ = pipeline.encode_prompt('', None, None, device=device, do_classifier_free_guidance=False)
-        return {'prompt_embeds': embeds, 'pooled_prompt_embeds': pooled}
 
     def inputs(self, noisy, time):
         most = self.config.pos_embed_max_size
