@@ -2,7 +2,7 @@
 
     python benchmarks/picture.py CIFAR-10 docs/timestep.png
 
-The curves are of the rows that selection.py wrote, means over seeds and taps; the features are the demo DiT's own, of its samples.
+The curves are means over seeds and taps of selection.py's rows; the features are the demo DiT's, of its own samples.
 """
 import argparse
 from collections import defaultdict
