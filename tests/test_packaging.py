@@ -51,6 +51,7 @@ def test_the_citation_is_of_this_version():
     assert f'\nversion: {__version__}\n' in (runs.ROOT / 'CITATION.cff').read_text()
 
 
+@pytest.mark.slow
 def test_it_trains_as_mim_would_train_it(wheel, data, tmp_path):
     """By the command that `mim train mmaselect CONFIG` of openmim 0.3.9 ends in. openmim itself needs an old setuptools."""
     site = tmp_path / 'site'

@@ -107,7 +107,13 @@ def alone(monkeypatch):
     launch.leave()
 
 
-@pytest.mark.parametrize('name', runs.CONFIGS)
+def trained_by_make_test(name):
+    """Whether it is: of configs that differ by the dataset alone, one for each toolbox is enough there."""
+    return name.startswith(('aselect_ade20k', 'aselect_cub', 'aselect_fashion')) and not name.endswith('fsdp')
+
+
+@pytest.mark.parametrize('name', [name if trained_by_make_test(name) else pytest.param(name, marks=pytest.mark.slow)
+                                  for name in runs.CONFIGS])
 def test_trains_and_validates(name, data, tmp_path, request, monkeypatch, evaluated):
     results = []
     # In place of drawing, which takes long and is tested elsewhere.
@@ -153,6 +159,7 @@ def test_trains_and_validates(name, data, tmp_path, request, monkeypatch, evalua
     assert classes is None or len(classes) == head.num_classes
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(tiny.OLD_TORCH, reason=NO_FSDP)
 def test_fsdp_shares_the_dit_out_among_two_processes(data, tmp_path):
     """Without a GPU, over gloo; the checkpoint is one that a single process can test."""

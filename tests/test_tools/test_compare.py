@@ -235,6 +235,7 @@ def test_killed_after_training(compare, pretend, monkeypatch, stage):
     assert row['values'] == [20.0] and row['minutes'] >= 0.2 / 60
 
 
+@pytest.mark.slow
 def test_terminated_while_training(pretend, tmp_path):
     """The tool as users start it: its process ends the one that trains, and the next call resumes and adds up the time."""
     for name in ('compare.py', 'compare_agreement.py', 'compare_table.py'):

@@ -1,6 +1,4 @@
 """The fashion scenes: their layout, what they show, and that they depend on the seed alone."""
-import sys
-
 import layouts
 import numpy as np
 import pytest
@@ -23,7 +21,7 @@ def garments(tmp_path_factory):
 
 def scenes(source, out, **options):
     settings = {'train': 4, 'val': 3, 'pretrain': 2, **options}
-    runs.run(sys.executable, SCENES, source, out, *(word for key, value in settings.items() for word in (f'--{key}', value)))
+    runs.run_here(SCENES, source, out, *(word for key, value in settings.items() for word in (f'--{key}', value)))
     return {path.relative_to(out): np.asarray(Image.open(path)) for path in sorted(out.rglob('*.png'))}
 
 

@@ -150,10 +150,12 @@ def tool_of(toolbox, name):
     return runs.Path(importlib.util.find_spec(toolbox).origin).parent / '.mim' / 'tools' / name
 
 
+@pytest.mark.slow
 def test_mmsegs_own_tool_trains_our_config(mmsegs_own):
     check_own(*mmsegs_own)
 
 
+@pytest.mark.slow
 def test_mmpretrains_own_tool_trains_our_config(mmpretrains_own):
     check_own(*mmpretrains_own)
 
@@ -205,6 +207,7 @@ def distributed(data, folder):
     return SimpleNamespace(work_dir=folder / 'run', outputs=outputs, logs=logs)
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_sweep_and_agree(distributed):
     result = SelectionResult.load(distributed.work_dir / 'timestep_selection.json')
     # images x views x candidates, and as many for each of the two controls
@@ -220,6 +223,7 @@ def test_two_ranks_share_the_sweep_and_agree(distributed):
     assert distributed.outputs[0].count('selected timestep') == 1  # one rank reports
 
 
+@pytest.mark.slow
 def test_two_ranks_train_what_was_folded_at_the_choice(distributed):
     states = [load(distributed.work_dir / f'iter_{k}.pth')['state_dict'] for k in (3, 4)]  # of which two are kept
     family = [key for key in states[0] if key.startswith('backbone.extractor.family.')]
@@ -227,6 +231,7 @@ def test_two_ranks_train_what_was_folded_at_the_choice(distributed):
     assert not any(torch.equal(states[0][key], states[1][key]) for key in family)
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_without_a_second_sweep(distributed):
     result = SelectionResult.load(distributed.work_dir / 'timestep_selection.json')
     assert [c.timestep for c in result.candidates] == [40, 150, 600]  # still the first run's
@@ -280,6 +285,7 @@ def killed_while_saving(data, folder):
     return killed('save', data, folder)
 
 
+@pytest.mark.slow
 def test_killed_in_the_sweep(killed_in_the_sweep, data):
     run = killed_in_the_sweep
     assert 'selected timestep' not in run.died
@@ -289,6 +295,7 @@ def test_killed_in_the_sweep(killed_in_the_sweep, data):
     assert chosen_in(run.work_dir / 'iter_4.pth') in (7, 8)
 
 
+@pytest.mark.slow
 def test_killed_in_training(killed_in_training, data, tmp_path):
     run = killed_in_training
     assert 'iter_2.pth' in run.left and 'iter_4.pth' not in run.left and 'Iter(train) [2/4]' in run.died
@@ -296,6 +303,7 @@ def test_killed_in_training(killed_in_training, data, tmp_path):
     check_goes_on_from_the_second_iteration(resume(tmp_path, data), tmp_path)
 
 
+@pytest.mark.slow
 def test_killed_while_saving(killed_while_saving, data):
     run = killed_while_saving
     assert 0 < run.left['iter_4.pth'] < 0.7 * run.left['iter_2.pth']
@@ -304,6 +312,7 @@ def test_killed_while_saving(killed_while_saving, data):
     check_goes_on_from_the_second_iteration(printed, run.work_dir)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_cut_after_it_was_named_is_passed_over(killed_in_training, data, tmp_path):
     """As by a full disk or a crash of the machine: last_checkpoint points to it."""
     for name in ('iter_2.pth', 'timestep_selection.json'):
@@ -325,6 +334,7 @@ def check_goes_on_from_the_second_iteration(printed, work_dir):
 # Refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tool', [TRAIN, TEST, SELECT], ids=lambda path: path.stem)
 def test_a_work_dir_that_cannot_be_written_is_refused(tool, killed_in_training, data, tmp_path, capsys):
     (tmp_path / 'file').write_text('mine')
