@@ -1,0 +1,200 @@
+"""Families of text-to-image transformers: features are those that diffusers' own pipelines pass through at the same noise."""
+import diffusers
+import pytest
+import tiny
+import torch
+
+from mmaselect.extract import TAPS, Extractor, loading
+from mmaselect.extract.families import FAMILIES
+from mmaselect.selection import SelectionPolicy, TensorImages, sweep
+
+ARCHS = {
+    'flux dev': dict(type='FluxTransformer2DModel', in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16,
+                     num_attention_heads=2, joint_attention_dim=12, pooled_projection_dim=10, guidance_embeds=True,
+                     axes_dims_rope=(4, 6, 6)),
+    'flux 2': dict(type='Flux2Transformer2DModel', in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16,
+                   num_attention_heads=2, joint_attention_dim=12, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4)),
+    'lumina 2': dict(type='Lumina2Transformer2DModel', in_channels=4, sample_size=8, hidden_size=32, num_layers=2,
+                     num_refiner_layers=2, num_attention_heads=4, num_kv_heads=2, multiple_of=8, axes_dim_rope=(4, 2, 2),
+                     axes_lens=(30, 16, 16), cap_feat_dim=12),
+    'z-image': dict(type='ZImageTransformer2DModel', in_channels=4, dim=32, n_layers=2, n_refiner_layers=2, n_heads=2,
+                    n_kv_heads=2, cap_feat_dim=12, axes_dims=[4, 6, 6], axes_lens=[80, 16, 16]),
+    'sana': dict(type='SanaTransformer2DModel', in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8,
+                 num_layers=3, num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16,
+                 caption_channels=12, sample_size=8),
+    'qwen-image': dict(type='QwenImageTransformer2DModel', in_channels=16, out_channels=4, num_layers=3, attention_head_dim=16,
+                       num_attention_heads=2, joint_attention_dim=12, axes_dims_rope=(4, 6, 6)),
+    'prx': dict(type='PRXTransformer2DModel', in_channels=4, context_in_dim=12, hidden_size=32, mlp_ratio=2.0, num_heads=2,
+                depth=3, axes_dim=[8, 8])}
+ARCHS['flux schnell'] = dict(ARCHS['flux dev'], guidance_embeds=False)
+ARCHS['klein'] = dict(ARCHS['flux 2'], guidance_embeds=False)
+HERE = [name for name, arch in ARCHS.items() if hasattr(diffusers, arch['type'])]  # the stock stack's diffusers has some
+TOKENS = 5  # of the prompt
+FLUX2_VAE = dict({key: value for key, value in tiny.VAE.items() if key != 'scaling_factor'}, type='AutoencoderKLFlux2')
+
+
+def arch(name):
+    vae = FLUX2_VAE if ARCHS[name]['type'].startswith('Flux2') else tiny.VAE
+    return dict(transformer=ARCHS[name], vae=vae, scheduler=tiny.FLOW)
+
+
+def build(name, taps=((-1, 'hidden'),), dtype=torch.float64):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = loading.from_arch(arch(name))
+        for parameter in parts.transformer.parameters():  # gates and norms off their constants
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        shapes = FAMILIES[ARCHS[name]['type']].null_shapes(parts.transformer.config, TOKENS)
+        parts.null = {key: torch.randn(shape) for key, shape in shapes.items()}
+    return Extractor(parts, taps).to(dtype).eval()
+
+
+def listen(family):
+    """What hooks see at every tap of every block, on whatever run comes: {(block, tap): Tensor}."""
+    seen = {}
+
+    def keep(key, module, pick=lambda out: out):
+        module.register_forward_hook(lambda module, args, out: seen.__setitem__(key, pick(out)))
+
+    for index, (block, kind) in enumerate(family.places()):
+        keep((index, 'hidden'), block, lambda out: out[1] if isinstance(out, tuple) else out)
+        for tap, where in kind.taps.items():
+            path, part = (where, 0) if isinstance(where, str) else where
+            module, width = block.get_submodule(path), None if isinstance(where, str) else family.width
+            if tap == 'modulated':
+                module.register_forward_pre_hook(lambda module, args, kwargs, key=(index, tap): seen.__setitem__(
+                    key, args[0] if args else next(iter(kwargs.values()))), with_kwargs=True)
+            else:
+                keep((index, tap), module,
+                     lambda out, p=part, w=width: out if w is None else out[..., p * w:(p + 1) * w])
+    return seen
+
+
+def of_image(family, key, tokens, count):
+    """The image's tokens of what a hook saw, by what the model's paper says of the order."""
+    if tokens.ndim == 4:
+        tokens = tokens.flatten(2).transpose(1, 2)
+    first = type(family).__name__ == 'ZImage'  # all others have the text first
+    return tokens[:, :count] if first else tokens[:, -count:]
+
+
+def run_pipeline(name, made, noisy, t):
+    """One step of diffusers' own pipeline from these noisy latents (B, C, H, W) at training timestep t."""
+    model, null = made.family.model, {key: getattr(made.family, f'null_{key}') for key in
+                                      type(made.family).null_shapes(made.family.config, TOKENS)}
+    embeds = null['prompt_embeds'].expand(len(noisy), -1, -1)
+    padded = torch.cat([embeds, torch.ones_like(embeds[:, :2])], 1)
+    mask = torch.ones(padded.shape[:2], dtype=torch.long)
+    mask[:, TOKENS:] = 0
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=tiny.FLOW['shift'])
+    parts = dict(scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None, transformer=model)
+    sides = dict(zip(('height', 'width'), noisy.shape[-2:], strict=True))
+    step = dict(num_inference_steps=1, sigmas=[(t + 1) / 1000], output_type='latent')
+    kind = ARCHS[name]['type']
+    if kind == 'FluxTransformer2DModel':
+        pipeline = diffusers.FluxPipeline(**parts, text_encoder_2=None, tokenizer_2=None)
+        latents = pipeline._pack_latents(noisy, *noisy.shape)
+        given = dict(prompt_embeds=embeds, pooled_prompt_embeds=null['pooled_prompt_embeds'].expand(len(noisy), -1))
+    elif kind == 'Flux2Transformer2DModel':
+        which = diffusers.Flux2Pipeline if model.config.guidance_embeds else diffusers.Flux2KleinPipeline
+        pipeline, latents, given = which(**parts), noisy, dict(prompt_embeds=embeds)
+        if which is diffusers.Flux2KleinPipeline:
+            given['guidance_scale'] = 1.0
+            pipeline = which(**dict(parts, vae=made.encoder.vae))  # undoes the normalisation whatever it is asked for
+        sides = {side: 2 * value for side, value in sides.items()}
+    elif kind == 'Lumina2Transformer2DModel':
+        pipeline, latents = diffusers.Lumina2Pipeline(**parts), noisy
+        given = dict(prompt_embeds=padded, prompt_attention_mask=mask, guidance_scale=1.0)
+    elif kind == 'ZImageTransformer2DModel':
+        pipeline, latents = diffusers.ZImagePipeline(**parts), noisy
+        given = dict(prompt_embeds=list(embeds), guidance_scale=0.0)
+    elif kind == 'SanaTransformer2DModel':
+        pipeline, latents = diffusers.SanaPipeline(**parts), noisy
+        given = dict(prompt_embeds=padded, prompt_attention_mask=mask, guidance_scale=1.0, use_resolution_binning=False)
+    elif kind == 'QwenImageTransformer2DModel':
+        pipeline = diffusers.QwenImagePipeline(**parts)
+        latents = pipeline._pack_latents(noisy, *noisy.shape)
+        given = dict(prompt_embeds=padded, prompt_embeds_mask=mask)
+    else:
+        pipeline = diffusers.PRXPipeline(**parts)
+        latents, given = noisy, dict(prompt_embeds=padded, prompt_attention_mask=mask.bool(), guidance_scale=1.0,
+                               use_resolution_binning=False)
+        step.pop('sigmas')
+        step['timesteps'] = [float(made.process.model_time[t])]
+    pipeline.set_progress_bar_config(disable=True)
+    scale = pipeline.vae_scale_factor
+    pipeline(latents=latents, **{side: value * scale for side, value in sides.items()}, **step, **given)
+
+
+@pytest.mark.parametrize('name', HERE)
+def test_features_are_the_pipelines(name):
+    """Every tap of every block, of non-square images, at the same noise level."""
+    made = build(name)
+    family, t = made.family, 350
+    latent = tiny.latent(made, height=4, width=6)
+    noise = tiny.latent(made, height=4, width=6, seed=1)
+    taps = [(index, tap) for index, (_, kind) in enumerate(family.places()) for tap in TAPS if tap in ('hidden', *kind.taps)]
+    made.set_taps(taps)
+    maps = made.features(latent, t, noise)
+    sigma = (t + 1) / 1000
+    sigma = 3 * sigma / (1 + 2 * sigma)
+    seen = listen(family)
+    run_pipeline(name, made, (1 - sigma) * latent + sigma * noise, t)
+    grid = tuple(side // family.patch_size for side in (4, 6))
+    assert len(seen) == len(taps)
+    for tap, one in zip(taps, maps, strict=True):
+        assert one.shape[-2:] == grid
+        expected = of_image(family, tap, seen[tap], grid[0] * grid[1])
+        torch.testing.assert_close(one.flatten(2).transpose(1, 2), expected, rtol=1e-5, atol=1e-5, msg=str(tap))
+
+
+@pytest.mark.parametrize('name', HERE)
+def test_the_last_block_leads_to_the_output(name):
+    """What is read of the last block is what the model's own output layers get, to 1e-10."""
+    made = build(name)
+    family, noisy, time = made.family, tiny.latent(made, height=8, width=12), torch.tensor([400.])
+    seen = listen(family)
+    whole = family.predict(noisy, time)
+    assert whole.shape == noisy.shape
+    last = (family.depth - 1, 'hidden')
+    expected = of_image(family, last, seen[last], noisy[0, 0].numel() // family.patch_size ** 2)
+    torch.testing.assert_close(family.read(noisy, time, [last])[0], expected, rtol=0, atol=1e-10)
+    alone = family.predict(noisy[:1], time)
+    torch.testing.assert_close(whole[:1], alone, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize('name', HERE)
+def test_it_is_saved_loaded_and_swept(name, tmp_path):
+    from mmaselect.extract import null_prompt
+    made = build(name, [(1, 'value'), (-1, 'hidden')], torch.float32)
+    made.family.model.save_pretrained(tmp_path / 'transformer')
+    made.encoder.vae.save_pretrained(tmp_path / 'vae')
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(tmp_path / 'scheduler')
+    with pytest.raises(FileNotFoundError, match='encode_null_prompt'):
+        Extractor.from_pretrained(tmp_path)
+    names = type(made.family).null_shapes(made.family.config, TOKENS)
+    null_prompt.save(tmp_path / null_prompt.FILE, {key: getattr(made.family, f'null_{key}') for key in names},
+                     made.family.model)
+    loaded = Extractor.from_pretrained(tmp_path, [(1, 'value'), (-1, 'hidden')]).eval()
+    images = tiny.images(6, 16, 24)
+    for one, other in zip(made(images, 300), loaded(images, 300), strict=True):
+        assert torch.equal(one, other)
+    result = sweep(loaded, TensorImages(images), SelectionPolicy(score='hfr', candidates=(100, 500), controls=()))
+    assert result.timestep in (100, 500) and len(result.candidates) == 2
+
+
+@pytest.mark.parametrize('name', ['lumina 2', 'z-image'])
+def test_more_tokens_than_positions_are_refused(name):
+    if name not in HERE:
+        pytest.skip('this diffusers has no such model')
+    made = build(name)
+    with pytest.raises(ValueError, match='18 x 2 tokens are more than the 16 x 16 positions'):
+        made.features(tiny.latent(made, height=36, width=4), 300, None)
+
+
+def test_models_of_another_kind_are_refused_by_name():
+    with pytest.raises(ValueError, match='SANA-Sprint'):
+        Extractor.from_arch(dict(arch('sana'), transformer=dict(ARCHS['sana'], guidance_embeds=True)))
+    if 'qwen-image' in HERE and 'use_additional_t_cond' in diffusers.QwenImageTransformer2DModel.__init__.__annotations__:
+        with pytest.raises(ValueError, match='Layered'):
+            Extractor.from_arch(dict(arch('qwen-image'), transformer=dict(ARCHS['qwen-image'], use_additional_t_cond=True)))
