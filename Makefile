@@ -54,6 +54,7 @@ test-stock: $(STOCK_INSTALLED)
 
 demo: $(INSTALLED) $(SCENES)
 	$(BIN)/python tools/train.py configs/dit_aselect_fashion_scenes.py
+	$(BIN)/python tools/visualization/report.py work_dirs/dit_aselect_fashion_scenes --draw-features 2
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/forward.py $(QUICK)

@@ -1,9 +1,17 @@
-"""Feature maps as colours, and grids of pictures. Torch and matplotlib only."""
+"""Feature maps as colours, masks with a legend, and grids of pictures, enlarged so that a person can read them. No OpenMMLab."""
+import math
+
+import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from .files import atomic
 
-PANEL, DPI = 1.5, 150  # inches, the longer side of a picture in a grid, and pixels per inch
+SIDE = 512  # pixels that the longer side of a picture has at least
+DPI = 150  # pixels per inch of a grid
+PANEL = SIDE / DPI  # inches, the longer side of a picture in a grid
+TEXT, MARGIN = 20, 12  # pixels of a legend's letters, and around pictures
+NO_CLASS = 255, 255, 255
 ROUNDING = 1e-6  # what is smaller, against the first component, is the rounding of a constant
 
 
@@ -69,6 +77,55 @@ def feature_colours(extractor, latents, timesteps, taps, *, noise, advance=lambd
     return colours
 
 
+def masks_with_legend(image, masks, classes, palette, *, opacity=0.7, side=SIDE):
+    """An image beside its masks, in the colours of their classes, and below which class has which.
+
+    Pixels are enlarged by a whole number, without smoothing, to ``side`` or more. The legend names the classes that occur.
+
+    Args:
+        image (ndarray): (H, W, 3) uint8.
+        masks (dict[str, ndarray]): By their titles, (H, W) integers; what is no class, such as 255, is white.
+        classes (Sequence[str]): Names.
+        palette (Sequence[Sequence[int]]): Red, green and blue of each class, 0 to 255.
+        opacity (float): Of the masks on the image.
+        side (int): Pixels.
+
+    Returns:
+        ndarray: (H', W', 3) uint8.
+    """
+    times = max(1, math.ceil(side / max(image.shape[:2])))
+    colours = np.array([*palette, NO_CLASS])
+    panels = {'image': image}
+    for title, mask in masks.items():
+        known = (mask >= 0) & (mask < len(palette))
+        solid = colours[np.where(known, mask.astype(int), -1)]  # (H, W, 3)
+        shown = np.where(known, opacity, 1)[..., None]
+        panels[title] = ((1 - shown) * image + shown * solid).round().astype(np.uint8)
+    font, line = ImageFont.load_default(TEXT), TEXT + MARGIN
+    height, width = (times * pixels for pixels in image.shape[:2])
+    whole = MARGIN + len(panels) * (width + MARGIN)
+    found = sorted({int(value) for mask in masks.values() for value in np.unique(mask)})
+    legend = [(classes[k], tuple(palette[k])) for k in found if 0 <= k < len(classes)]
+    legend += [('no class', NO_CLASS)] * (len(legend) < len(found))
+    places, x, row = [], MARGIN, 0  # entries from left to right, in as many rows as it takes
+    for name, _ in legend:
+        wide = 2 * line + round(font.getlength(name))
+        if x > MARGIN and x + wide > whole:
+            x, row = MARGIN, row + 1
+        places.append((x, 2 * MARGIN + line + height + row * line))
+        x += wide
+    canvas = Image.new('RGB', (whole, 2 * MARGIN + line + height + (row + 1) * line + MARGIN), 'white')
+    draw = ImageDraw.Draw(canvas)
+    for number, (title, panel) in enumerate(panels.items()):
+        left = MARGIN + number * (width + MARGIN)
+        draw.text((left, MARGIN // 2), title, 'black', font)
+        canvas.paste(Image.fromarray(panel).resize((width, height), Image.NEAREST), (left, line))
+    for (name, colour), (x, y) in zip(legend, places, strict=True):
+        draw.rectangle((x, y, x + TEXT, y + TEXT), colour, 'black')
+        draw.text((x + line, y - 2), name, 'black', font)
+    return np.asarray(canvas)
+
+
 def noise_level(process, t):
     """sigma and log-SNR at a timestep, for a label."""
     return f'σ {process.sigma[t].item():.2f}, log-SNR {process.log_snr(t):.1f}'
@@ -91,16 +148,16 @@ def grid(path, rows, *, title, columns, labels, notes=None, chosen_rows=(), chos
     notes = notes or [''] * len(rows)
     height, width = rows[0][0].shape[:2]  # of the image; its feature maps have about its shape
     w, h = (side * PANEL / max(height, width) for side in (width, height))  # in inches, as all that follows
-    left, right, top, bottom, gap = 1.2, 1.3 if any(notes) else 0.1, 0.75, 0.1, 0.08
+    left, right, top, bottom, gap = 1.9, 2.1 if any(notes) else 0.15, 1.2, 0.15, 0.1
     size = left + len(columns) * (w + gap) - gap + right, top + len(rows) * (h + gap) - gap + bottom
     figure = Figure(figsize=size)
     axes = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw=dict(
         left=left / size[0], right=1 - right / size[0], top=1 - top / size[1], bottom=bottom / size[1], wspace=gap / w,
         hspace=gap / h))
-    figure.suptitle(title, x=0.1 / size[0], y=1 - 0.1 / size[1], ha='left', va='top', fontsize=10)
+    figure.suptitle(title, x=0.1 / size[0], y=1 - 0.1 / size[1], ha='left', va='top', fontsize=16)
 
     def style(chosen):
-        return dict(fontsize=8, color='tab:red' if chosen else 'black', fontweight='bold' if chosen else 'normal')
+        return dict(fontsize=14, color='tab:red' if chosen else 'black', fontweight='bold' if chosen else 'normal')
 
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):

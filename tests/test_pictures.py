@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from mmaselect.extract import seeded_noise
-from mmaselect.pictures import feature_colours, grid, principal_colours
+from mmaselect.pictures import feature_colours, grid, masks_with_legend, principal_colours
 
 
 def maps(*sizes, channels=6, seed=0):
@@ -79,3 +79,32 @@ def test_a_grid_has_its_pictures_in_order(tmp_path):
     (top, left, height, width), right, below, last = boxes
     assert right[0] == top and right[1] > left + width - 1 and below[1] == left and below[0] > top + height - 1
     assert last[:2] == (below[0], right[1]) and width == pytest.approx(1.5 * height, rel=0.02)
+
+
+def test_masks_are_enlarged_beside_the_image_with_a_legend_of_what_occurs():
+    image = np.full((3, 5, 3), 100, np.uint8)
+    truth, prediction = np.zeros((2, 3, 5), np.uint8)
+    truth[:, 3:], prediction[0], prediction[2] = 2, 1, 255
+    palette = [[200, 0, 0], [0, 200, 0], [0, 0, 200], [90, 10, 9]]
+    picture = masks_with_legend(image, dict(truth=truth, prediction=prediction), 'abcd', palette, opacity=1, side=512)
+    times = 103  # the smallest whole number that makes 512 pixels of 5
+    top = 32
+
+    def block(panel, row, column):
+        """The one colour of a pixel of the first, second or third panel."""
+        y, x = top + row * times, 12 + panel * (5 * times + 12) + column * times
+        colours = np.unique(picture[y:y + times, x:x + times].reshape(-1, 3), axis=0)
+        assert len(colours) == 1
+        return tuple(colours[0])
+    assert picture.shape[1] == 12 + 3 * (5 * times + 12) and picture.shape[0] > top + 3 * times + 30
+    assert block(0, 2, 4) == (100, 100, 100)
+    assert block(1, 1, 2) == (200, 0, 0) and block(1, 1, 3) == (0, 0, 200)
+    assert [block(2, row, 0) for row in range(3)] == [(0, 200, 0), (200, 0, 0), (255, 255, 255)]
+    legend = {tuple(colour) for colour in np.unique(picture[top + 3 * times + 5:].reshape(-1, 3), axis=0)}
+    assert {(200, 0, 0), (0, 200, 0), (0, 0, 200)} <= legend and (90, 10, 9) not in legend
+
+
+def test_masks_of_large_images_keep_their_pixels():
+    image = np.zeros((600, 300, 3), np.uint8)
+    picture = masks_with_legend(image, dict(truth=np.zeros((600, 300), int)), ['a'], [[1, 2, 3]], opacity=0.5)
+    assert picture.shape[1] == 12 + 2 * (300 + 12)

@@ -81,7 +81,7 @@ def test_timesteps(segmentor):
     runs.run_here(TOOLS / 'vis_timesteps.py', segmentor.config, segmentor.checkpoint, '--images', 1, '--blocks', 1,
                   '--work-dir', segmentor.folder)
     picture = pixels(segmentor.folder / 'vis_timesteps.png')
-    left = picture[:, :int(1.1 * 150)]  # the labels
+    left = picture[:, :int(1.8 * 150)]  # the labels
     red = (left[..., 0] - left[..., 1] > 100).any(1).nonzero()[0]
     ink = (left.min(2) < 128).any(1).nonzero()[0]
     selection = SelectionResult.load(segmentor.folder / 'timestep_selection.json')
