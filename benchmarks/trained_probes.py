@@ -36,7 +36,8 @@ def runner_of(name, work_dir, options):
 def with_dit(args, timestep=None):
     """A Runner with the DiT at a timestep; None leaves the choice open."""
     return runner_of('dit_aselect_fashion_mnist.py', args.work_dir, dict(
-        model=dict(backbone=dict(taps=[(args.block, args.tap)], timestep=timestep), neck=dict(num_taps=1, seed=args.seed),
+        model=dict(backbone=dict(taps=[(args.block, args.tap)], timestep=timestep),
+                   neck=dict(num_taps=1, pool='mean', seed=args.seed),
                    head=dict(in_channels=128)),
         val_dataloader=dict(dataset=dict(indices=args.test_images))))
 
@@ -49,7 +50,7 @@ def trained(args, timestep):
     val = dict(dataset=dict(indices=args.test_images, pipeline=[
         dict(type='mmaselect.LoadFeatures', cache=f'{folder}/val'), dict(type='PackInputs')]))
     runner = runner_of('cached/linear_probe_fashion_mnist.py', args.work_dir, dict(
-        model=dict(backbone=dict(cache=str(folder)), neck=dict(num_taps=1), head=dict(in_channels=128)),
+        model=dict(backbone=dict(cache=str(folder)), neck=dict(num_taps=1, pool='mean'), head=dict(in_channels=128)),
         train_dataloader=dict(dataset=dict(pipeline=[
             dict(type='mmaselect.LoadFeatures', cache=f'{folder}/train'), dict(type='PackInputs')])),
         val_dataloader=val, test_dataloader=val, randomness=dict(seed=args.seed),

@@ -154,6 +154,27 @@ def write_imagenet(root):
                     [f'{path} {label}' for path, label, test in found if test == (part == 'val')])
 
 
+def write_cifar10(root):
+    """As tools/dataset_converters/cifar10.py writes it, where not all of the classes need a folder."""
+    rng = np.random.default_rng(7)
+    for split, count in (('train', PER_CLASS - 1), ('test', 1)):
+        names = [(f'class{label}/{index}.png', label) for index in range(count) for label in range(CLASSES)]
+        for name, _ in names:
+            save(root / split / name, picture(rng, 32, 32))
+        write_lines(root / 'meta' / f'{split}.txt', [f'{name} {label}' for name, label in names])
+
+
+def write_camvid(root):
+    """As tools/dataset_converters/camvid.py writes it."""
+    rng = np.random.default_rng(8)
+    for split, count in (('train', TRAIN), ('test', VAL)):
+        names = [f'seq_{index:06d}' for index in range(count)]
+        for name in names:
+            save(root / 'img_dir' / split / f'{name}.png', picture(rng, 60, 80))
+            save(root / 'ann_dir' / split / f'{name}.png', mask(rng, 60, 80, [*range(11), 255]))
+        write_lines(root / f'{split}.txt', names)
+
+
 def write_idx(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(struct.pack(f'>I{array.ndim}I', 0x800 + array.ndim, *array.shape) + array.tobytes())
@@ -175,6 +196,8 @@ def write_fashion_mnist(root, train=12, test=8):
 LAYOUTS = {
     'data/fashion_scenes': ('fashion_scenes', write_fashion_scenes),
     'data/fashion_mnist': ('fashion_mnist', write_fashion_mnist),
+    'data/cifar10': ('cifar10', write_cifar10),
+    'data/camvid': ('camvid', write_camvid),
     'data/ade/ADEChallengeData2016': ('ade20k', write_ade20k),
     'data/cityscapes': ('cityscapes', write_cityscapes),
     'data/coco_stuff164k': ('coco_stuff', write_coco_stuff),

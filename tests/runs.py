@@ -24,6 +24,7 @@ yapf_api.FormatCode = lambda text, *_, **__: (text, True)
 ROOT = Path(__file__).parents[1]
 CONFIGS = {path.stem.removeprefix('dit_'): path for path in sorted((ROOT / 'configs').glob('*.py'))}
 WIDTH = tiny.DIT['num_attention_heads'] * tiny.DIT['attention_head_dim']
+GRID = 2  # parts along a side that a neck with pool='grid' gives
 TRAIN, VAL = layouts.TRAIN, layouts.VAL  # images
 
 
@@ -42,7 +43,7 @@ def model_options(name):
     """A tiny model in place of the shipped one; of the controls, which are small, only the VAE is replaced."""
     vae = {f'model.backbone.arch.vae.{key}': value for key, value in tiny.VAE.items()}
     if name.startswith('random'):
-        return vae
+        return vae if 'vae' in shipped(name).model.backbone.arch else {}
     sd3 = name.endswith('sd3')
     model = shipped(name).model
     options = {
@@ -54,7 +55,9 @@ def model_options(name):
     if sd3:
         options.update({'model.backbone.arch.scheduler': tiny.FLOW, 'model.backbone.taps': [(2, 'query')]})
     if not segments(name):
-        return {**options, 'model.neck.num_taps': 1, 'model.neck.num_heads': 4, 'model.head.in_channels': WIDTH}
+        cells = GRID**2 if model.neck.pool == 'grid' else 1
+        return {**options, 'model.neck.num_taps': 1, 'model.neck.num_heads': 4, 'model.neck.grid': GRID,
+                'model.head.in_channels': WIDTH * cells}
     for head in ('decode_head', 'auxiliary_head'):
         if model.get(head):
             one = WIDTH * (4 if model.neck.output == 'map' else 1)
@@ -70,7 +73,7 @@ def divided(size, by):
 def data_options(name, data):
     """The tiny images, and every size in pixels of pipelines and model divided by the same number."""
     cfg = shipped(name)
-    by = 2 if 'fashion' in name else 16
+    by = 2 if 'fashion' in name else 4 if 'camvid' in name else 16
     options = {}
 
     def shrink(tree, place):
@@ -111,6 +114,8 @@ def options(name, data):
         options['default_hooks.visualization.interval'] = 1
     if name.endswith('fashion_mnist'):
         options['train_dataloader.dataset.indices'] = 8  # counts the images used; MMEngine wants more than that to be there
+    elif shipped(name).train_dataloader.dataset.get('indices'):
+        options['train_dataloader.dataset.indices'] = 4
     optim_wrapper = shipped(name).optim_wrapper
     if optim_wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():  # it asserts an accelerator
         options['optim_wrapper'] = {'_delete_': True, 'type': 'OptimWrapper', **{

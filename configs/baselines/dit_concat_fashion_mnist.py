@@ -3,4 +3,4 @@ _base_ = '../dit_aselect_fashion_mnist.py'
 model = dict(
     backbone=dict(timestep=[50, 150, 250]),
     neck=dict(selection=dict(num_timesteps=3), fusion='concat'),
-    head=dict(in_channels=3 * 4 * 128))
+    head=dict(in_channels=3 * 4 * 128 * _base_.grid**2))

@@ -17,10 +17,12 @@ from mmaselect.openmm.safe_load import load
 
 BASELINES = {path.stem: path for path in sorted((runs.ROOT / 'configs' / 'baselines').glob('*.py'))}
 PRETRAINING = BASELINES.pop('mae_vit_fashion_pretrain')
+BASELINES.pop('mae_vit_cifar10_pretrain')
 PUBLISH = runs.ROOT / 'tools' / 'model_converters' / 'publish_backbone.py'
 FINE_TUNED = ('resnet50_cub', 'vit_b16_cub')  # with a schedule of their own
-SIZES = {'ade20k': 512, 'cub': 512}  # of the crops; the demo's images have 64 pixels
-CLASSES = {'ade20k': 150, 'fashion_scenes': 11, 'cub': 200, 'fashion_mnist': 10}
+FROM_NOTHING = ('resnet18_cifar10', 'resnet18_cifar10_few')  # with augmentation and a schedule of their own
+SIZES = {'ade20k': 512, 'cub': 512, 'cifar10': 32}  # of the crops; the demo's images have 64 pixels
+CLASSES = {'ade20k': 150, 'fashion_scenes': 11, 'camvid': 11, 'cub': 200, 'fashion_mnist': 10, 'cifar10': 10}
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def agreement(monkeypatch):
 
 
 def dataset(name):
-    return next(known for known in CLASSES if name.endswith(known))
+    return next(known for known in CLASSES if name.removesuffix('_few').endswith(known))
 
 
 def segments(name):
@@ -63,7 +65,9 @@ def tiny_backbone(name):
 def tiny_fusion(name):
     """The channels of a head over the tiny DiT where several timesteps are fused."""
     width = 3 * runs.WIDTH if 'concat' in name else runs.WIDTH
-    return {'model.decode_head.in_channels': [width] * 4} if segments(name) else {'model.head.in_channels': width}
+    if segments(name):
+        return {'model.decode_head.in_channels': [width] * 4}
+    return {'model.head.in_channels': width * runs.GRID**2}
 
 
 def tiny(name, data, changes=()):
@@ -76,6 +80,9 @@ def tiny(name, data, changes=()):
                 if not key.startswith('model.') or key.startswith(('model.data_preprocessor', 'model.test_cfg'))}
     step = ({'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1} if segments(name)
             else {'train_dataloader.batch_size': 12})
+    if name in FROM_NOTHING:  # by iterations
+        ours = {key: value for key, value in ours.items() if key != 'train_cfg.max_epochs'}
+        step = {'train_dataloader.batch_size': 12, 'train_cfg.max_iters': 1}
     return {**ours, **step, **tiny_backbone(name), **dict(changes)}
 
 
@@ -94,7 +101,8 @@ def trained(path, options, work_dir):
 def test_differs_from_ours_in_the_backbone_alone(name, agreement):
     ours, theirs = (Config.fromfile(path) for path in (runs.CONFIGS[f'aselect_{dataset(name)}'], BASELINES[name]))
     found = {path.split('.')[0] for path, *_ in agreement.differences(ours, theirs)}
-    assert found == ({'optim_wrapper', 'param_scheduler'} if name in FINE_TUNED else set())
+    assert found == ({'optim_wrapper', 'param_scheduler'} if name in FINE_TUNED else
+                     {'train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'} if name in FROM_NOTHING else set())
     if ours.model.backbone.type != theirs.model.backbone.type:
         assert 'mmaselect' not in theirs.model.backbone.type and theirs.custom_hooks == []
 

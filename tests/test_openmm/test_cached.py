@@ -18,7 +18,7 @@ CONFIGS = runs.ROOT / 'configs' / 'cached'
 TIMESTEP = {'model.backbone.timestep': 40}
 LONGER = {'train_cfg.max_iters': 6, 'train_cfg.val_interval': 6}
 FOUR_MAPS = {'model.backbone.taps': [(1, 'hidden'), (2, 'query')], 'model.neck.num_taps': 2, 'model.backbone.num_timesteps': 2,
-             'model.neck.selection.num_timesteps': 2, 'model.head.in_channels': 4 * runs.WIDTH}
+             'model.neck.selection.num_timesteps': 2, 'model.head.in_channels': 4 * runs.WIDTH * runs.GRID**2}
 TIMESTEPS = {'model.backbone.timestep': [40, 600]}
 EPOCHS = {'train_cfg.max_epochs': 3, 'train_cfg.val_interval': 3}
 

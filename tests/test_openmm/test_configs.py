@@ -3,6 +3,7 @@ import json
 import math
 import re
 import sys
+from pathlib import Path
 
 import by_hand
 import layouts
@@ -17,7 +18,6 @@ from mmaselect.openmm import AutoTimestepHook, DiTBackbone, launch
 from mmaselect.openmm.launch import nodes
 from mmaselect.openmm.safe_load import load
 
-CHECKPOINT = runs.ROOT / 'configs' / 'fashion_dit'
 NO_FSDP = 'without a GPU, FSDP of torch 2.1 does not run'
 DIT_XL_2 = dict(width=1152, depth=28)  # Peebles and Xie 2023, arXiv:2212.09748, table 1
 SD3_MEDIUM = dict(width=1536, depth=24)  # its transformer/config.json; width is 64 times depth, arXiv:2403.03206, section 4
@@ -27,14 +27,15 @@ def sizes(name):
     """Width and depth of the DiT that a config's checkpoint has."""
     if name.endswith('sd3'):
         return SD3_MEDIUM
-    if 'fashion' not in name:
+    backbone = runs.shipped(name).model.backbone
+    if str(backbone.get('pretrained')).startswith('facebook/DiT-XL-2'):
         return DIT_XL_2
-    dit = shipped_dit()
+    dit = backbone.arch.transformer if 'arch' in backbone else shipped_dit(backbone.pretrained)
     return dict(width=dit['num_attention_heads'] * dit['attention_head_dim'], depth=dit['num_layers'])
 
 
-def shipped_dit():
-    return json.loads((CHECKPOINT / 'transformer' / 'config.json').read_text())
+def shipped_dit(folder):
+    return json.loads((Path(folder) / 'transformer' / 'config.json').read_text())
 
 
 @pytest.mark.parametrize('name', runs.CONFIGS)
@@ -59,7 +60,8 @@ def test_backbone_neck_and_head_fit(name):
     assert all(0 <= block < depth for block, _ in taps)
     joined = width * len(taps)
     if neck.output == 'vector':
-        assert model.head.in_channels == joined and joined % neck.get('num_heads', 8) == 0
+        cells = neck.grid**2 if neck.pool == 'grid' else 1
+        assert model.head.in_channels == joined * cells and joined % neck.get('num_heads', 8) == 0
         return
     assert model.decode_head.in_channels == (joined if neck.output == 'map' else [width] * len(neck.scales))
     if model.get('auxiliary_head'):
@@ -69,11 +71,11 @@ def test_backbone_neck_and_head_fit(name):
     assert model.data_preprocessor.size == crop and model.test_cfg.get('crop_size', crop) == crop
 
 
-@pytest.mark.parametrize('name', ['fashion_scenes', 'fashion_mnist'])
+@pytest.mark.parametrize('name', ['fashion_scenes', 'fashion_mnist', 'cifar10', 'camvid'])
 def test_a_control_differs_in_the_weights_alone(name):
     demo, control = (Config.fromfile(runs.CONFIGS[f'{kind}_{name}']) for kind in ('aselect', 'random'))
     theirs, ours = (MODELS.build(dict(cfg.model.backbone, fold=False)).extractor for cfg in (demo, control))
-    for key, value in shipped_dit().items():
+    for key, value in shipped_dit(demo.model.backbone.pretrained).items():
         assert key.startswith('_') or ours.family.model.config[key] == value, key
     shapes = [{key: value.shape for key, value in extractor.state_dict().items()} for extractor in (theirs, ours)]
     assert shapes[0] == shapes[1]

@@ -1,0 +1,8 @@
+# A stock ViT of the DiT's size, on images of 32x32 in patches of 4. The adaLN of the DiT makes it the larger of the two.
+vit = dict(
+    _delete_=True,
+    type='mmpretrain.VisionTransformer',
+    arch=dict(embed_dims=128, num_layers=8, num_heads=4, feedforward_channels=512),
+    img_size=32,
+    patch_size=4,
+    out_type='featmap')

@@ -1,0 +1,28 @@
+# Masked autoencoding (arXiv:2111.06377), as mmpretrain has it, of a ViT of the DiT's size on the 50,000 training images of
+# CIFAR-10, for as many images as the DiT saw.
+# tools/model_converters/publish_backbone.py makes work_dirs/mae_vit_cifar10.pth of the last checkpoint.
+_base_ = 'mae_vit_fashion_pretrain.py'
+model = dict(
+    backbone=dict(img_size=32, patch_size=4),  # the sizes of ../_base_/models/cifar10_vit.py are those of the other
+    neck=dict(patch_size=4),
+    head=dict(patch_size=4))
+train_dataloader = dict(
+    batch_size=128,
+    dataset=dict(
+        _delete_=True,
+        type='CustomDataset',
+        data_root='data/cifar10',
+        data_prefix='train',
+        with_label=False,
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+            dict(type='PackInputs')
+        ]))
+
+iterations = 5000
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.005, by_epoch=False, begin=0, end=200),
+    dict(type='CosineAnnealingLR', eta_min=5e-5, by_epoch=False, begin=200, end=iterations)
+]
+train_cfg = dict(by_epoch=False, max_iters=iterations)

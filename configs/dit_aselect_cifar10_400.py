@@ -1,0 +1,3 @@
+# As dit_aselect_cifar10.py with 400 labelled images of each class, and as many batches.
+_base_ = 'dit_aselect_cifar10.py'
+train_dataloader = dict(dataset=dict(indices=10 * 400))
