@@ -1,0 +1,438 @@
+"""Compares backbones at several numbers of labelled images: linear heads on frozen features, all else trained by its config.
+
+    python tools/compare_labels.py configs/dit_aselect_cifar10.py configs/baselines/{resnet18,mae_frozen,dit_random}_cifar10.py \\
+        --labels 100 400 4000 --timesteps 0 50 100 261 --pixels
+
+A frozen backbone goes over the images once, and its features are kept in WORK_DIR. On them a logistic regression is trained to
+convergence (L-BFGS, its penalty by held-out training images): of the vector that the config's neck pools or, for masks, of each
+cell of the map, for parts of which it predicts classes. Where the config has a DiTBackbone without a fixed timestep,
+AutoTimestepHook chooses it; --timesteps adds others beside it, and the best of all in hindsight. A backbone that is not frozen is
+trained and tested by tools/train.py and tools/test.py. --pixels adds a logistic regression and an RBF SVM of raw pixels.
+
+The labelled images of seed s are those of the training set from s n to (s + 1) n, whose lists are in random order (indices=n in a
+config takes those of seed 0); so a set is parted into disjoint samples. Of 'all' there is one.
+
+Results are kept: the same command goes on where it was stopped, and rows of other data stay in the file of --out.
+"""
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import compare_agreement
+import compare_heads
+import compare_table
+import numpy as np
+import torch
+from compare import RunError, call, load_config, progress
+from mmengine.registry import MODELS, init_default_scope
+from tqdm import tqdm
+
+from mmaselect.extract.cache import Cache, write
+from mmaselect.files import atomic
+from mmaselect.openmm import AutoTimestepHook, AutoTimestepNeck, DiTBackbone, caching, launch
+from mmaselect.openmm.hook import find
+
+DETAIL = 4  # parts of a cell along each side that a head for masks predicts
+PIXELS = 32  # raw pixels are of images reduced to at most so many along each side
+SVM_LABELS = 10_000  # up to which the SVM is trained
+NAMES = dict(pixels='raw pixels, logistic regression', svm='raw pixels, RBF SVM')
+
+
+@dataclass
+class Method:
+    """What is one row per number of labels. ``values`` are its results by seed."""
+    name: str
+    config: str | None
+    timestep: list | None = None
+    trained: int | None = None
+    seconds: float = 0.0
+    values: dict = field(default_factory=dict)  # labels -> {seed: result}
+
+
+class Results:
+    """Single results in a file of the work dir, by what they depend on."""
+
+    def __init__(self, path):
+        self.path = path
+        self.found = json.loads(path.read_text()) if path.is_file() else {}
+
+    def get(self, compute, **key):
+        """(result, seconds) as ``compute`` gave it now or in an earlier call."""
+        name = json.dumps(key, sort_keys=True, default=str)
+        if name not in self.found:
+            start = time.monotonic()
+            value = compute()
+            self.found[name] = [value, time.monotonic() - start]
+            with atomic(self.path) as part:
+                part.write_text(json.dumps(self.found, indent=1) + '\n')
+        return self.found[name]
+
+
+# Samples
+
+
+def sample(labels, seed, size):
+    """Places in the training set of ``labels`` images (None: all) for a seed."""
+    if labels is None:
+        return range(size)
+    if (seed + 1) * labels > size:
+        raise ValueError(f'seed {seed} would take images {seed * labels} to {(seed + 1) * labels} of a training set of {size}: '
+                         'give fewer seeds or labels')
+    return range(seed * labels, (seed + 1) * labels)
+
+
+def seeds_of(labels, seeds, size):
+    """The seeds that have a sample of their own."""
+    return [0] if labels is None else [seed for seed in seeds if (seed + 1) * labels <= size]
+
+
+# Features
+
+
+def is_frozen(model):
+    """Whether nothing before the head is trained."""
+    return not any(p.requires_grad for p in model.backbone.parameters())
+
+
+def whole_set(cfg):
+    """The config with all training images, of which this tool takes its own."""
+    cfg.train_dataloader.dataset.pop('indices', None)
+    return cfg
+
+
+def write_features(cfg, model, split, places, folder, timesteps, batch_size, made):
+    """Writes a cache of these images' features: per timestep a vector, or maps (D, h, w) for masks; with labels or masks."""
+    source = caching.Source(cfg, model, split, batch_size)
+    backbone, neck = model.backbone, find(model, AutoTimestepNeck)
+    vector = neck is not None and neck.output == 'vector'
+
+    def items(part):
+        with torch.no_grad():
+            for _, images, samples in source.batches([places[k] for k in part]):
+                if timesteps == [None]:
+                    groups = [backbone(images)]
+                else:
+                    options = dict(noise=backbone.noise, seed=backbone.seed, draws=backbone.noise_draws)
+                    maps = backbone.extractor(images, [t for ts in timesteps for t in ts], **options)
+                    groups = [maps[k:k + len(maps) // len(timesteps)] for k in range(0, len(maps), len(maps) // len(timesteps))]
+                joined = [torch.cat(group, 1) for group in groups]
+                stacked = torch.stack([neck.pool(one) if vector else one for one in joined], 1).half().cpu()
+                for own, data in zip(stacked, samples, strict=True):
+                    about = data.gt_label if 'gt_label' in data else data.gt_sem_seg.data[0].byte()
+                    yield dict(features=own, about=about.cpu().clone())
+    settings = dict(kind='probe', places=hashlib.sha256(repr(list(places)).encode()).hexdigest(), timesteps=timesteps, **made,
+                    **source.about)
+    with tqdm(desc=f'{folder.parent.name}, {split} features', unit=' images', total=len(places)) as bar:
+        write(folder, len(places), settings, items, shard=256, advance=bar.update)
+
+
+def features(args, cfg, model, parts, name, timesteps, made, results):
+    """What heads are trained and tested on, from caches that are written where they are not there.
+
+    Args:
+        parts (dict[str, Sequence[int]]): Split -> places in its dataset.
+
+    Returns:
+        tuple[list, float, str]: Of each split features (N, timesteps, ...) float16 and labels (N,) or masks (N, H, W); the
+            seconds that it took; and the name of what they were made from.
+    """
+    key = hashlib.sha256(repr((made, timesteps, parts)).encode()).hexdigest()[:12]
+    folders = {split: args.work_dir / name / f'{split}_{key}' for split in parts}
+
+    def write_all():
+        for split, places in parts.items():
+            write_features(cfg, model, split, places, folders[split], timesteps, args.batch_size, made)
+    _, seconds = results.get(write_all, config=name, key=key, what='features')
+    found = []
+    for folder in folders.values():
+        cache = Cache(folder, 'probe')
+        x, about = (torch.stack([cache.read(k, kind) for k in range(len(cache))]) for kind in ('features', 'about'))
+        found.append((x, about.flatten() if about.ndim == 2 else about))
+    return found, seconds, key
+
+
+def parts_of(args, cfg):
+    """Which places of the training set the seeds take for each number of labels, and the places of both splits.
+
+    Returns:
+        tuple[dict, dict, int]: Number of labels -> seeds; split -> places; and the size of the training set.
+    """
+    size, tested = (len(caching.dataset_of(cfg, split)[0]) for split in ('train', 'test'))
+    wanted = {labels: seeds_of(labels, args.seeds, size) for labels in args.labels}
+    places = sorted({place for labels, seeds in wanted.items() for seed in seeds for place in sample(labels, seed, size)})
+    return wanted, dict(train=places, test=list(range(min(args.test_images or tested, tested)))), size
+
+
+def score(cfg, train, labels, test, truth):
+    """Accuracy of a head on vectors or mean IoU of one on maps."""
+    classes = classes_of(cfg)
+    if train.ndim == 2:
+        return compare_heads.classify(train.float(), labels, test.float(), truth, classes)
+    return compare_heads.segment(train, labels, test, truth, classes, DETAIL)
+
+
+def head_of(cfg):
+    return cfg.model.get('head') or cfg.model.decode_head
+
+
+def classes_of(cfg):
+    return head_of(cfg).num_classes
+
+
+def parameters_of(cfg, width):
+    """Trained parameters of a linear head on ``width`` channels."""
+    return (width + 1) * classes_of(cfg) * (1 if 'head' in cfg.model else DETAIL**2)
+
+
+def runner_of(config, options, work_dir):
+    cfg = whole_set(load_config(config, options))
+    cfg.work_dir = str(work_dir)
+    launch.prepare(cfg)
+    runner = launch.build_runner(cfg)
+    if not isinstance(runner.model.backbone, DiTBackbone):  # whose weights are there already
+        runner.model.init_weights()
+    return runner
+
+
+def datasets_of(cfg):
+    """What the images depend on."""
+    return repr([cfg[f'{split}_dataloader'].dataset for split in ('train', 'test')])
+
+
+def fingerprint(module):
+    """A hash of a module's weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def measure_frozen(args, config, runner, results):
+    """The methods of a config with a frozen backbone: its own timestep and the others that are asked for."""
+    cfg, model = runner.cfg, runner.model.eval()
+    backbone, name = model.backbone, Path(config).stem
+    timesteps, methods, made = [None], [], dict(model=repr(cfg.model), weights=fingerprint(backbone), data=datasets_of(cfg))
+    if isinstance(backbone, DiTBackbone):
+        timesteps = [list(backbone.timesteps)]
+        if backbone.chosen is None:
+            chosen, _ = results.get(lambda: choose(runner), config=name, what='selection', **made)
+            timesteps = [chosen, *([t] for t in args.timesteps if [t] != chosen)] if len(chosen) == 1 else [chosen]
+    wanted, parts, size = parts_of(args, cfg)
+    ((train, labels), (test, truth)), seconds, key = features(args, cfg, model, parts, name, timesteps, made, results)
+    extraction, where = seconds / len(timesteps), {place: k for k, place in enumerate(parts['train'])}
+    for number, ts in enumerate(timesteps):
+        fixed = number or (ts != [None] and cfg.model.backbone.get('timestep') is not None)
+        method = Method(name + (f', t = {"+".join(map(str, ts))}' if fixed else ''), str(config),
+                        None if ts == [None] else ts, parameters_of(cfg, train[0, 0].shape[0]), extraction)
+        for count, seeds in wanted.items():
+            for seed in seeds:
+                rows = [where[place] for place in sample(count, seed, size)]
+                value, seconds = results.get(
+                    lambda rows=rows, number=number: score(cfg, train[rows, number], labels[rows], test[:, number], truth),
+                    config=name, key=key, timestep=ts, labels=count, seed=seed)
+                method.values.setdefault(count, {})[seed] = value
+                method.seconds += seconds
+                print(f'{method.name}, {count or "all"} labels, seed {seed}: {value:.2f}', flush=True)
+        methods.append(method)
+    return methods
+
+
+def choose(runner):
+    """The timesteps that the neck's policy chooses."""
+    AutoTimestepHook().select(runner)
+    return list(runner.model.backbone.timesteps)
+
+
+def measure_trained(args, config, cfg, results):
+    """The method of a config whose backbone is trained, by tools/train.py and tools/test.py."""
+    name = Path(config).stem
+    method = Method(name, str(config))
+    init_default_scope(cfg.default_scope)
+    method.trained = sum(p.numel() for p in MODELS.build(cfg.model).parameters() if p.requires_grad)
+    size = len(caching.dataset_of(whole_set(cfg), 'train')[0])
+    for count in args.labels:
+        for seed in seeds_of(count, args.seeds, size):
+            folder = args.work_dir / name / f'{count or "all"}_{seed}'
+            options = [*args.cfg_options, f'randomness.seed={seed}']
+            if count is not None:
+                options.append(f'train_dataloader.dataset.indices={list(sample(count, seed, size))}'.replace(' ', ''))
+            value, seconds = results.get(
+                lambda folder=folder, options=options: train_and_test(config, folder, options), config=name,
+                model=repr(cfg.model), schedule=repr(cfg.train_cfg), labels=count, seed=seed)
+            method.values.setdefault(count, {})[seed] = value
+            method.seconds += seconds
+            print(f'{name}, {count or "all"} labels, seed {seed}: {value:.2f}', flush=True)
+    return [method]
+
+
+def train_and_test(config, folder, options):
+    """The result of a training, by the first of the usual metrics."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / 'run.log'
+    with tqdm(bar_format='{desc}') as bar:
+        def tell(_):
+            bar.set_description_str(f'{folder.parent.name} {folder.name} {progress(log)}')
+        call('train.py', [config, '--work-dir', folder, '--resume', '--cfg-options', *options], log, tell)
+        checkpoint = launch.latest_checkpoint(folder)
+        call('test.py', [config, checkpoint, '--work-dir', folder / 'test', '--cfg-options', *options], log, tell)
+    found = json.loads(max((folder / 'test').glob('*/*.json')).read_text())
+    return next(found[key] for key in ('mIoU', 'accuracy/top1') if key in found)
+
+
+def measure_pixels(args, config, runner, results):
+    """Raw pixels of the config's images: a logistic regression and, of not too many, an SVM."""
+    cfg, model = runner.cfg, runner.model
+    model.backbone, model.neck = Pixels(), AutoTimestepNeck(3, output='vector', pool='grid', grid=PIXELS)
+    data = compare_agreement.data_of(cfg)
+    wanted, parts, size = parts_of(args, cfg)
+    found, _, key = features(args, cfg, model, parts, f'pixels_{data}', [None], dict(model='pixels', data=datasets_of(cfg)),
+                             results)
+    (train, labels), (test, truth) = ((x[:, 0].float(), y) for x, y in found)
+    where = {place: k for k, place in enumerate(parts['train'])}
+    methods = []
+    for kind, name in NAMES.items():
+        method = Method(name, None, trained=parameters_of(cfg, train.shape[1]) if kind == 'pixels' else None)
+        for count, seeds in wanted.items():
+            for seed in seeds if kind == 'pixels' or (count or size) <= SVM_LABELS else ():
+                rows = [where[place] for place in sample(count, seed, size)]
+                value, seconds = results.get(
+                    lambda rows=rows, kind=kind: score(cfg, train[rows], labels[rows], test, truth) if kind == 'pixels'
+                    else svm(train[rows], labels[rows], test, truth), data=data, kind=kind, key=key, labels=count, seed=seed)
+                method.values.setdefault(count, {})[seed] = value
+                method.seconds += seconds
+                print(f'{name}, {count or "all"} labels, seed {seed}: {value:.2f}', flush=True)
+        methods.append(method)
+    return methods
+
+
+class Pixels(torch.nn.Module):
+    """A backbone whose features are the pixels."""
+
+    def forward(self, images):
+        return (images, )
+
+
+def svm(train, labels, test, truth):
+    """Accuracy of scikit-learn's RBF SVM of C=10."""
+    from sklearn.svm import SVC
+    return 100 * SVC(C=10, gamma='scale').fit(train.numpy(), labels.numpy()).score(test.numpy(), truth.numpy())
+
+
+# The table
+
+
+def rows_of(cfg, methods):
+    """A row per number of labels and method; then, where several timesteps of a config were tried, the best in hindsight."""
+    data, metric = compare_agreement.data_of(cfg), 'accuracy' if 'head' in cfg.model else 'mIoU'
+    rows = []
+    for method in methods:
+        for labels, values in method.values.items():
+            numbers = list(values.values())
+            rows.append(dict(
+                data=data, labels=labels or 'all', method=method.name, metric=metric, mean=statistics.mean(numbers),
+                std=statistics.stdev(numbers) if len(numbers) > 1 else None, seeds=list(values), values=numbers,
+                timestep=method.timestep, trained=method.trained, minutes=method.seconds / 60, config=method.config))
+    for config in dict.fromkeys(method.config for method in methods if method.timestep and len(method.timestep) == 1):
+        for labels in dict.fromkeys(row['labels'] for row in rows):
+            tried = [row for row in rows if row['config'] == config and row['labels'] == labels]
+            if len(tried) > 1:
+                best = max(tried, key=lambda row: row['mean'])
+                rows.append(dict(best, method=f'{Path(config).stem}, best of {len(tried)} timesteps in hindsight'))
+    return sorted(rows, key=lambda row: (row['labels'] == 'all', row['labels'] if row['labels'] != 'all' else 0))
+
+
+def markdown(rows):
+    """The rows as a table."""
+    lines = ['| data | labels | method | metric | result | seeds | timestep | trained | minutes |', '|' + '---|' * 9]
+    for row in rows:
+        result = f"{row['mean']:.1f}" + ('' if row['std'] is None else f" ± {row['std']:.1f}")
+        lines.append('| ' + ' | '.join([
+            row['data'], str(row['labels']), row['method'], row['metric'], result, str(len(row['seeds'])),
+            '+'.join(map(str, row['timestep'] or [])), '' if row['trained'] is None else f"{row['trained']:,}",
+            f"{row['minutes']:.1f}"]) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def write_table(out, cfg, methods, note):
+    """Writes ``out`` and its table; rows of other data that it holds stay."""
+    rows = rows_of(cfg, methods)
+    before = json.loads(out.read_text()) if out.is_file() else {}
+    kept = [row for row in before.get('rows', []) if 'labels' in row and row['data'] != rows[0]['data']]
+    commands = {**before.get('commands', {}), rows[0]['data']: shlex.join(['python', *sys.argv])}
+    rows = sorted([*kept, *rows], key=lambda row: row['data'])
+    with atomic(out) as part:
+        part.write_text(json.dumps(dict(
+            commands=commands, commit=compare_table.commit(), cores=os.cpu_count(), note=note, rows=rows), indent=1) + '\n')
+    with atomic(out.with_suffix('.md')) as part:
+        part.write_text(markdown(rows))
+    return markdown([row for row in rows if row not in kept])
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='config files on the same data')
+    parser.add_argument('--labels', nargs='+', default=['all'], metavar='N', help="labelled images, or 'all' (default: all)")
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='samples of the labelled images (default: 0 1 2)')
+    parser.add_argument('--timesteps', type=int, nargs='+', default=[], metavar='T', help='beside the chosen one, for DiTs')
+    parser.add_argument('--pixels', action='store_true', help='raw pixels as well (scikit-learn)')
+    parser.add_argument('--test-images', type=int, help='test on so many of the test set (default: all)')
+    parser.add_argument('--batch-size', type=int, default=64, help='images per forward pass (default: 64)')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare_labels'), help='default: %(default)s')
+    parser.add_argument('--out', type=Path, help='JSON file; the table goes beside it (default: WORK_DIR/compare.json)')
+    parser.add_argument('--note', default='', help='a sentence for the file, on data or machine')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='settings to replace in all configs')
+    args = parser.parse_args()
+    try:
+        args.labels = [None if count == 'all' else int(count) for count in args.labels]
+    except ValueError:
+        parser.error(f"--labels {' '.join(args.labels)}: numbers of images, or 'all'")
+    return parser, args
+
+
+def main():
+    parser, args = parse_args()
+    out = args.out or args.work_dir / 'compare.json'
+    try:
+        cfgs = {config: load_config(config, args.cfg_options) for config in args.configs}
+        if len({compare_agreement.data_of(cfg) for cfg in cfgs.values()}) > 1:
+            raise ValueError('the configs are not on the same data: give those of one, and the same --out for the next')
+        launch.check_writable(args.work_dir)
+        launch.check_writable(out.parent, 'the folder', '--out')
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    torch.manual_seed(0)
+    np.random.seed(0)
+    results, methods, failures = Results(args.work_dir / 'results.json'), [], []
+    first = next(iter(cfgs.values()))
+    for config, cfg in cfgs.items():
+        try:
+            runner = runner_of(config, [*args.cfg_options, *unfolded(cfg)], args.work_dir / Path(config).stem)
+            frozen = is_frozen(runner.model)
+            if args.pixels and config == args.configs[0] and 'head' in cfg.model:
+                other = runner_of(config, [*args.cfg_options, *unfolded(cfg)], args.work_dir / 'pixels')
+                methods += measure_pixels(args, config, other, results)
+            methods += measure_frozen(args, config, runner, results) if frozen else measure_trained(args, config, cfg, results)
+        except RunError as error:
+            failures.append(f'{config}: {error}')
+            continue
+        table = write_table(out, first, methods, args.note)
+    print(f'\n{table}\nwrote {out} and {out.with_suffix(".md").name}')
+    if failures:
+        parser.exit(1, ''.join(f'failed: {failure}\n' for failure in failures))
+
+
+def unfolded(cfg):
+    """The option that keeps a DiT whole, so that it can be read at any timestep."""
+    return ['model.backbone.fold=False'] if str(cfg.model.backbone.type).endswith('DiTBackbone') else []
+
+
+if __name__ == '__main__':
+    main()
