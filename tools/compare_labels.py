@@ -37,7 +37,7 @@ from tqdm import tqdm
 from mmaselect.extract.cache import Cache, write
 from mmaselect.files import atomic
 from mmaselect.openmm import AutoTimestepHook, AutoTimestepNeck, DiTBackbone, caching, launch
-from mmaselect.openmm.hook import find
+from mmaselect.openmm.modules import find_module
 
 DETAIL = 4  # parts of a cell along each side that a head for masks predicts
 PIXELS = 32  # raw pixels are of images reduced to at most so many along each side
@@ -110,7 +110,7 @@ def whole_set(cfg):
 def write_features(cfg, model, split, places, folder, timesteps, batch_size, made):
     """Writes a cache of these images' features: per timestep a vector, or maps (D, h, w) for masks; with labels or masks."""
     source = caching.Source(cfg, model, split, batch_size)
-    backbone, neck = model.backbone, find(model, AutoTimestepNeck)
+    backbone, neck = model.backbone, find_module(model, AutoTimestepNeck)
     vector = neck is not None and neck.output == 'vector'
 
     def items(part):
