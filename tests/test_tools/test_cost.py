@@ -37,5 +37,5 @@ def test_attention_is_as_before_after_counting(cost):
 
 def test_warm_up_is_not_timed(cost):
     calls = []
-    assert cost['time_calls'](lambda: calls.append(1), 3) >= 0
+    cost['time_calls'](lambda: calls.append(1), 3)
     assert len(calls) == cost['WARM_UP'] + 3
