@@ -87,7 +87,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(STOCK_VENV) site build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(STOCK_VENV) site build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 # PyTorch comes in a call of its own: onedl-mmcv is built in an environment without it, hence quickly and without compiled
 # operators, which nothing here needs. grad-cam, of which mmseg's tool needs an old one, would bring a second OpenCV. The last line is
