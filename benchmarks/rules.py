@@ -90,10 +90,11 @@ def by_task(image, dense, seen):
     return (dense if seen.dense else image)(seen)
 
 
-# What a user gets without options, and with labels by score='auto'.
-DEFAULT = partial(plateau, 'half_consistency', 0.2, judges=None)
+# What a user gets without options, and with labels by score='probe'.
+DEFAULT = partial(by_task, partial(plateau, 'half_consistency', 0.05), partial(plateau, 'cell_consistency', 0.05))
 RULES = {
     'default': DEFAULT,
+    'probe': partial(plateau, 'ridge, 0.1, accuracy', 0.05, judges=None),
     'half_consistency, own': partial(plateau, 'half_consistency', 0.2, judges=None),
     'half_consistency': partial(plateau, 'half_consistency', 0.2),
     'half_consistency, 0.05': partial(plateau, 'half_consistency', 0.05),

@@ -51,7 +51,7 @@ class FeatureExtractor(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source, *, timestep='auto', images=None, taps=((-1, 'hidden'),), size=None, seed=0, noise='seeded',
-                        device=None, dtype=torch.float32, selection=None, progress=True):
+                        device=None, dtype=torch.float32, selection=None, result=None, progress=True):
         """Loads a checkpoint and, where the timestep is 'auto', chooses it.
 
         Args:
@@ -67,6 +67,8 @@ class FeatureExtractor(nn.Module):
             dtype (torch.dtype): Of the weights, float32 or bfloat16.
             selection (SelectionPolicy | dict | None): For 'auto', how it is chosen; see ``SelectionPolicy``. With
                 ``choose_tap=True`` one of its ``score_taps`` replaces ``taps``.
+            result (str | Path | None): For 'auto', in place of images: a saved result whose choice is taken, if it was made
+                with these weights and noise and, where ``selection`` is given, by that.
             progress (bool): Whether the choice shows a progress bar.
 
         Returns:
@@ -77,16 +79,21 @@ class FeatureExtractor(nn.Module):
             ValueError: Its parts do not fit each other, or the options do not.
         """
         auto = timestep == 'auto'
-        if auto and images is None:
+        if auto and (images is None) == (result is None):
             raise ValueError("timestep='auto' chooses it on images: give images=, some dozens of the kind that the features are "
-                             'wanted of, or a timestep')
-        if not auto and (images is not None or selection is not None):
-            raise ValueError(f"images and selection are for timestep='auto', not for {timestep!r}")
+                             'wanted of, or a saved result=, or a timestep')
+        if not auto and any(given is not None for given in (images, selection, result)):
+            raise ValueError(f"images, selection and result are for timestep='auto', not for {timestep!r}")
         device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
         model = cls(Extractor.from_pretrained(source, taps).to(device, dtype), timestep=None if auto else timestep, size=size,
                     seed=seed, noise=noise)
         if auto:
-            model.result = select_timestep(model, images, selection, progress=progress)
+            if result is None:
+                model.result = select_timestep(model, images, selection, progress=progress)
+            else:
+                model.result = SelectionResult.load(result)
+                policy = None if selection is None else SelectionPolicy.of(selection)
+                model.result.check(model.extractor, policy, noise=noise, noise_seed=seed)
             model.timestep = model.result.timestep
             if model.result.tap is not None:
                 model.extractor.set_taps([model.result.tap])

@@ -32,7 +32,7 @@ class Watched(list):
         return mean_iou(self) if np.ndim(self[0][0]) else accuracy(self)
 
 
-def plateau_centre(timesteps, scores, plateau=0.2):
+def plateau_centre(timesteps, scores, plateau):
     """Of the run of candidates around the best that lose at most ``plateau`` of the scores' range: the one nearest the centre of
     sqrt(t)."""
     best, least = scores.index(max(scores)), max(scores) - plateau * (max(scores) - min(scores))
@@ -44,4 +44,5 @@ def plateau_centre(timesteps, scores, plateau=0.2):
 
 def choice(result):
     """The timestep that a SelectionResult should have, by its candidates' scores."""
-    return plateau_centre([c.timestep for c in result.candidates], [c.score for c in result.candidates])
+    return plateau_centre([c.timestep for c in result.candidates], [c.score for c in result.candidates],
+                          result.plateau)

@@ -56,11 +56,11 @@ class Given(Score):
         return rows, torch.ones_like(rows)
 
 
-def swept(extractor, images, *, noise='seeded', noise_seed=0, progress=False, **options):
+def swept(extractor, images, *, noise='seeded', noise_seed=0, draws=1, log=None, **options):
     """``sweep`` by a policy of these options: of all images and the extractor's own taps, without controls."""
-    policy = SelectionPolicy(**{'score': 'half_consistency', 'score_taps': None, 'plateau': 0.2, 'num_images': 2048,
-                                'controls': (), **options})
-    return sweep(extractor, images, policy, noise=noise, noise_seed=noise_seed, progress=progress)
+    policy = SelectionPolicy(**{'score': 'half_consistency', 'score_taps': None, 'search': 'grid', 'plateau': 0.2,
+                                'num_images': 2048, 'controls': (), **options})
+    return sweep(extractor, images, policy, noise=noise, noise_seed=noise_seed, draws=draws, log=log)
 
 
 def colours(count=24):
@@ -75,6 +75,7 @@ RUNS = {
     'plain': (23, ((BEST, 1),), {}),
     'tap': (23, TWO_TAPS, dict(choose_tap=True)),
     'several': (23, ((BEST, 1),), dict(num_timesteps=3, gap=60)),
+    'halved': (64, ((BEST, 1),), dict(search='halving')),
     'grown': (150, ((BEST, 1),), dict(num_images='auto')),
     'coherent': (23, ((BEST, 1),), dict(score='hfr_coherent')),
     'one image': (1, ((BEST, 1),), dict(score='hfr')),

@@ -66,7 +66,8 @@ def test_it_is_frozen():
 def test_selection_finds_a_planted_timestep():
     extractor = model(timestep=7)
     extractor.extractor = planted.Planted()
-    result = select_timestep(extractor, (planted.colours() + 1) / 2, dict(candidates=planted.TIMES, controls=()), progress=False)
+    selection = dict(candidates=planted.TIMES, score_taps=None, controls=())
+    result = select_timestep(extractor, (planted.colours() + 1) / 2, selection, progress=False)
     assert result.timestep == planted.BEST
     assert extractor.timestep == 7  # left as it was
 
@@ -83,10 +84,22 @@ def test_auto_chooses_on_the_images_and_uses_the_choice():
 
 
 def test_auto_can_choose_the_tap_too():
-    extractor = FeatureExtractor.from_pretrained(DEMO, images=PICTURES, size=32, taps=[(2, 'hidden'), (5, 'key')], progress=False,
-                                                 selection=dict(candidates=[20, 500], choose_tap=True, controls=()))
+    selection = dict(candidates=[20, 500], choose_tap=True, score_taps=[(2, 'hidden'), (5, 'key')], controls=())
+    extractor = FeatureExtractor.from_pretrained(DEMO, images=PICTURES, size=32, progress=False, selection=selection)
     assert extractor.extractor.taps == (extractor.result.tap,)
     assert len(extractor(PICTURES)) == 1
+
+
+def test_a_saved_result_is_taken(tmp_path):
+    options = dict(taps=[(5, 'key')], size=32, progress=False)
+    selection = dict(candidates=[20, 500], controls=())
+    first = FeatureExtractor.from_pretrained(DEMO, images=PICTURES, selection=selection, **options)
+    first.result.save(tmp_path / 'r.json')
+    again = FeatureExtractor.from_pretrained(DEMO, result=tmp_path / 'r.json', selection=selection, **options)
+    assert again.timestep == first.timestep and again.result == first.result
+    for changes, what in ((dict(noise='none'), 'noise'), (dict(selection=dict(candidates=[20])), 'candidates')):
+        with pytest.raises(ValueError, match=f'its {what}: .* Choose anew'):
+            FeatureExtractor.from_pretrained(DEMO, result=tmp_path / 'r.json', **{**options, **changes})
 
 
 def test_labels():

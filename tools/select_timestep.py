@@ -3,8 +3,8 @@
     python tools/select_timestep.py configs/dit_aselect_ade20k.py
 
 prints the score of every candidate and writes timestep_selection.json and .png into the work dir. To train with the choice,
-run tools/train.py on the same config, which makes the same choice, or fix it with
-``--cfg-options model.backbone.timestep=T``.
+hand the file to the hook, ``custom_hooks=[dict(type='mmaselect.AutoTimestepHook', result='.../timestep_selection.json')]``, or
+fix it with ``--cfg-options model.backbone.timestep=T``.
 """
 from mmengine.runner import autocast
 

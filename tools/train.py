@@ -88,6 +88,9 @@ def main():
         launch.prepare(cfg)
     except (OSError, ValueError, CheckpointError) as error:
         parser.error(str(error))
+    for hook in cfg.get('custom_hooks') or () if args.resume else ():
+        if launch.type_name(hook) == 'AutoTimestepHook':
+            hook.resume = True  # the run may have been killed between its sweep and its first checkpoint
     runner = launch.build_runner(cfg)
     with naming_empty_set(cfg.train_dataloader.dataset, 'training'):
         runner.train_loop  # noqa: B018, builds it and so the training set

@@ -1,24 +1,41 @@
 """AutoTimestepHook: runs the neck's policy once, before the first forward pass that needs its outcome."""
+import contextlib
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
+from mmengine.runner import Runner, autocast
 from mmengine.visualization import LocalVisBackend, WandbVisBackend
+from torch import nn
 
 from mmaselect.registry import HOOKS
-from mmaselect.selection import sweep
+from mmaselect.selection import SelectionResult, sweep
 
 from .backbone import DiTBackbone
 from .cached import CachedFeatures
 from .fsdp import whole
+from .launch import type_name
 from .modules import find_module, unwrap
 from .neck import AutoTimestepNeck
 from .sweep_images import training_sample
 
+RESULT = 'timestep_selection.json'
 
-def averages(runner):
+
+def precision(cfg: Config) -> contextlib.AbstractContextManager:
+    """Autocasting as the config trains: an AmpOptimWrapper's, or none."""
+    wrapper = cfg.get('optim_wrapper') or {}
+    if type_name(wrapper) != 'AmpOptimWrapper':
+        return contextlib.nullcontext()  # and not disabled, for a tool's --amp may be around it
+    dtype = wrapper.get('dtype')
+    return autocast(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+
+
+def averages(runner: Runner) -> list[nn.Module]:
     """The averaged models of EMAHooks, which are copies of the model that were made before weights were loaded."""
     return [hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model')]
 
@@ -46,25 +63,29 @@ class AutoTimestepHook(Hook):
     Args:
         reselect (bool): Whether to choose anew once per run although a choice is there. Of a DiT that is folded, this takes
             frozen weights of ``backbone.pretrained``, or ``backbone.fold=False``.
+        result (str | None): A timestep_selection.json whose choice is taken in place of a sweep. An error says where it was made
+            with other weights, taps, noise or options.
+        resume (bool): Whether to take the result that lies in the work dir, where it fits: of a run that was killed after its
+            sweep and before its first checkpoint. ``tools/train.py --resume`` sets it.
     """
     priority = 'VERY_HIGH'
 
-    def __init__(self, reselect=False):
-        self.reselect = reselect
+    def __init__(self, reselect: bool = False, result: str | None = None, resume: bool = False):
+        self.reselect, self.result, self.resume = reselect, result, resume
 
-    def before_train(self, runner):
+    def before_train(self, runner: Runner) -> None:
         self.select(runner)
         for average in averages(runner):  # each lists what it averages when it is made, and folding replaces parameters
             module = average.module
             average.avg_parameters = module.state_dict() if average.update_buffers else dict(module.named_parameters())
 
-    def before_val(self, runner):
+    def before_val(self, runner: Runner) -> None:
         self.select(runner)
 
-    def before_test(self, runner):
+    def before_test(self, runner: Runner) -> None:
         self.select(runner)
 
-    def select(self, runner):
+    def select(self, runner: Runner) -> SelectionResult | None:
         """Runs the sweep where it is due.
 
         Returns:
@@ -100,21 +121,49 @@ class AutoTimestepHook(Hook):
             raise ValueError('choose_tap=True needs frozen=True: choose the tap first, with tools/select_timestep.py and '
                              'frozen=True, and name it in backbone.taps')
         backbone.unfold()
-        images = training_sample(runner.cfg, model, policy)
+        options = dict(noise=backbone.noise, noise_seed=backbone.seed, draws=backbone.noise_draws)
         with whole(runner.model):
-            result = sweep(backbone.extractor, images, policy, noise=backbone.noise, noise_seed=backbone.seed, progress=True)
+            result = self._earlier(runner, backbone.extractor, policy, options)
+            again = result is not None
+            if not again:
+                images = training_sample(runner.cfg, model, policy)
+                with precision(runner.cfg):
+                    result = sweep(backbone.extractor, images, policy, **options, progress=True, log=runner.logger.info)
         for chosen in (backbone, *(find_module(copy, DiTBackbone) for copy in averages(runner))):
             chosen.select(result.timesteps, result.tap)
         self.reselect = False
         runner.logger.info('%s\n%s', result.summary(), result.table())
         for remark in result.remarks:
             runner.logger.warning(f'timestep selection: {remark}')  # MMEngine drops a second warning of one format string
-        self._report(runner, result)
+        if not again:
+            self._report(runner, result)
+        return result
+
+    def _earlier(self, runner, extractor, policy, options):
+        """The result that is to be taken in place of a sweep, or None.
+
+        Raises:
+            ValueError: ``result`` is no such file, or was made otherwise.
+        """
+        path = self.result
+        if path is None and self.resume and not self.reselect:
+            path = Path(runner.work_dir) / RESULT
+        if path is None or self.result is None and not Path(path).is_file():
+            return None
+        try:
+            result = SelectionResult.load(path)
+            result.check(extractor, policy, **options)
+        except (OSError, ValueError) as error:
+            if self.result is not None:
+                raise ValueError(f'AutoTimestepHook cannot take result={str(path)!r}: {error}') from error
+            runner.logger.warning(f'the sweep is done again, since {path} does not fit: {error}')
+            return None
+        runner.logger.info(f'the timestep is that of {path}, whose weights, taps and options are those of this run: no sweep')
         return result
 
     @master_only
     def _report(self, runner, result):
-        path = Path(runner.work_dir) / 'timestep_selection.json'
+        path = Path(runner.work_dir) / RESULT
         result.save(path)
         figure = result.plot(path.with_suffix('.png'))
         for backend in runner.visualizer._vis_backends.values():

@@ -6,6 +6,7 @@ import itertools
 import random
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATASETS
-from torch import nn
+from torch import Tensor, nn
 
 from mmaselect.extract.noise import mix
 from mmaselect.selection import SelectionPolicy
@@ -106,7 +107,7 @@ def naming_empty_set(dataset: ConfigDict, name: str) -> Iterator[None]:
         raise ValueError(f'the {name} set is empty: {roots} has no images where the config looks for them') from error
 
 
-def centre_crop(image, size):
+def centre_crop(image: Tensor, size: tuple[int, int] | None) -> Tensor:
     """Cuts (..., H, W) to at most ``size`` (height, width) pixels around its middle."""
     if size is None:
         return image
@@ -114,7 +115,7 @@ def centre_crop(image, size):
     return image[..., top:top + size[0], left:left + size[1]]
 
 
-def label_of(data_sample, image):
+def label_of(data_sample: Any, image: Tensor) -> Tensor | None:
     """The class of an image, or the classes of its pixels (H, W), as a tensor; None where there is no one such label."""
     if data_sample is None:
         return None
@@ -163,7 +164,7 @@ class SweepImages:
         self.workers = cfg.train_dataloader.get('num_workers', 0)
 
     @functools.cached_property
-    def label_kind(self):
+    def label_kind(self) -> str | None:
         """What has a label of its own, 'image' or 'pixel', or None where nothing has, or some images have several labels."""
         label = next(self._prepared(self.order[:1]))[2]
         if label is None or label.ndim:
@@ -172,14 +173,16 @@ class SweepImages:
         return 'image' if all(np.ndim(info(index).get('gt_label')) == 0 for index in self.order) else None
 
     @property
-    def num_classes(self):
-        """How many classes the set names, or None."""
+    def classes(self) -> int | None:
+        """How many classes the set names, which labels have to be among, or None."""
         return len(self.dataset.metainfo.get('classes') or ()) or None
+
+    num_classes = classes  # of a sample as large as scores with labels want
 
     def __len__(self):
         return len(self.order)
 
-    def batches(self, start, stop):
+    def batches(self, start: int, stop: int) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
         """This rank's share of the sample from ``start`` to ``stop``: batches of (indices, images, labels or None)."""
         rank, ranks = get_dist_info()
         share = self.order[start:stop][(rank - start) % ranks::ranks]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from mmaselect.extract import TAPS
+from mmaselect.extract import TAPS, Extractor, resolve
 
 from . import scores
 
@@ -19,15 +19,21 @@ class SelectionPolicy:
     """How the timestep is chosen. Checked once, here. The defaults are the recommended ones.
 
     Args:
-        score (str | dict | Score): How features are judged; see ``scores.build``.
+        score (str | dict | Score): How features are judged: 'auto' needs no labels, 'probe' uses them; see ``scores.build``.
+        task (str): What the features are for, which 'auto' and 'probe' ask: 'image', 'dense', or 'auto' where the labels tell.
         score_taps (str | Sequence[tuple[int, str]] | None): The features that are judged, as (block, name). 'auto' takes the
-            values of four blocks, and all features of these where ``choose_tap`` is set. None takes what the extractor reads.
+            values of four blocks, whose mean judges better than the head's own taps where there are no labels
+            (benchmarks/README.md), and what the extractor reads where there are. With ``choose_tap`` it takes all features of
+            the four blocks. None takes what the extractor reads.
         choose_tap (bool): Whether one of ``score_taps`` is chosen together with the timestep, by the highest score. Otherwise the
             mean over ``score_taps`` chooses the timestep. Needs a score that means the same for all taps.
         num_timesteps (int): How many timesteps to choose: after the first the best that lie ``gap`` or more apart.
         gap (int): Between two chosen timesteps, in training timesteps. The default is what lies between DDPM-seg's 50, 150 and
             250 (Baranchuk et al. 2022, arXiv:2112.03126).
         candidates (int | Sequence[int]): Timesteps to try, 0 the cleanest, or how many to spread over the schedule.
+        search (str): 'grid' measures all candidates on all images. 'halving' begins with a quarter of the images, and doubles
+            them for the candidates that may still be on the plateau (successive halving, Jamieson and Talwalkar 2016,
+            arXiv:1502.07943). Where several timesteps are chosen it is 'grid'.
         plateau (float): The choice is the centre of the run of candidates around the best one that lose at most this share of the
             scores' range; see ``choice.plateau_centre``. 0 takes the best.
         num_images (int | str): At most so many images are looked at. 'auto' begins with 128 and doubles them until 95 % of
@@ -44,13 +50,15 @@ class SelectionPolicy:
     Raises:
         ValueError: An option is wrong; the message says which and why.
     """
-    score: Any = 'half_consistency'
-    score_taps: str | tuple[Tap, ...] | None = None
+    score: Any = 'auto'
+    task: str = 'auto'
+    score_taps: str | tuple[Tap, ...] | None = 'auto'
     choose_tap: bool = False
     num_timesteps: int = 1
     gap: int = 100
     candidates: int | tuple[int, ...] = 20
-    plateau: float = 0.2
+    search: str = 'halving'
+    plateau: float = 0.05
     num_images: int | str = 256
     image_size: int | tuple[int, int] | None = None
     budget: int | None = None
@@ -64,6 +72,8 @@ class SelectionPolicy:
         if isinstance(self.score, Mapping):
             object.__setattr__(self, 'score', dict(self.score))  # of a ConfigDict
         score = scores.build(self.score)
+        if self.task not in ('auto', 'image', 'dense'):
+            raise ValueError(f"task={self.task!r}: 'image', 'dense', or 'auto', where the labels tell")
         if isinstance(self.score_taps, str) and self.score_taps != 'auto':
             raise ValueError(f"score_taps={self.score_taps!r}: 'auto', a list of (block, name), or None for those that are read")
         if self.choose_tap and not score.comparable:
@@ -73,6 +83,8 @@ class SelectionPolicy:
             raise ValueError(f"num_images={self.num_images!r}: the sweep needs at least one, or 'auto'")
         if self.num_images == 'auto' and type(score).terms is scores.Score.terms:
             raise ValueError(f"the score {score.name!r} cannot say how stable its choice is: give a number of images, not 'auto'")
+        if self.search not in ('grid', 'halving'):
+            raise ValueError(f"search={self.search!r}: 'grid' or 'halving'")
         if self.num_timesteps < 1 or self.gap < 1:
             raise ValueError(f'num_timesteps={self.num_timesteps}, gap={self.gap}: both must be 1 or more')
         if not 0 <= self.plateau < 1:
@@ -102,11 +114,11 @@ class SelectionPolicy:
         """How many images a sample for the sweep needs."""
         return MOST_IMAGES if self.num_images == 'auto' else self.num_images
 
-    def taps_for(self, extractor) -> tuple[Tap, ...]:
-        """The taps that are scored with an extractor."""
-        if self.score_taps == 'auto':
+    def taps_for(self, extractor: Extractor, score: scores.Score) -> tuple[Tap, ...]:
+        """The taps that a score judges with an extractor."""
+        if self.score_taps == 'auto' and (self.choose_tap or not score.labelled):
             return upper_taps(extractor.family.depth, tuple(TAPS) if self.choose_tap else ('value',))
-        return extractor.taps if self.score_taps is None else self.score_taps
+        return extractor.taps if self.score_taps in (None, 'auto') else resolve(self.score_taps, extractor.family.depth)
 
     def record(self) -> dict[str, Any]:
         """The options as JSON has them."""

@@ -6,23 +6,30 @@ from pathlib import Path
 
 import torch
 
+from mmaselect.extract import Extractor
+from mmaselect.extract.fingerprint import weights_hash
 from mmaselect.files import atomic
 
 from .choice import plateau_bounds
+from .policy import SelectionPolicy, Tap
+from .scores import build
+
+WITHOUT_EFFECT = {'controls', 'forward_batch', 'score_taps'}  # options that a choice does not depend on; taps are compared
 
 
-def tap_name(tap):
+def tap_name(tap: Tap) -> str:
     """(5, 'hidden') -> '5.hidden'."""
     return f'{tap[0]}.{tap[1]}'
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One timestep: its noise level, log-SNR, score per tap, and the score that the choice is made by: the mean over the taps, or
-    the chosen tap's."""
+    """One timestep: its noise level, log-SNR, how many images it was measured on, score per tap, and the score that the choice is
+    made by: the mean over the taps, or the chosen tap's."""
     timestep: int
     sigma: float
     log_snr: float
+    num_images: int
     tap_scores: tuple[float, ...]
     score: float
 
@@ -41,13 +48,14 @@ class SelectionResult:
         score (dict): Name and options of the score.
         policy (dict): The options of the ``SelectionPolicy``.
         num_images (int): What it was measured on.
-        noise, noise_seed (str, int): What was added to the latents; see ``sweep``.
+        noise, noise_seed, draws (str, int, int): What was added to the latents; see ``sweep``.
         forwards (int): Images run through the transformer, over all ranks, controls included.
         seconds (float): Wall time of the sweep.
         interval (tuple[int, int] | None): The timesteps between which 90 % of the bootstrap's choices lie.
         probability (float | None): Share of the bootstrap's choices that are the choice.
         controls (dict[str, int]): What the same score chose where nothing was to be found: the 'noise' in place of the images, or
             the same architecture with 'random weights'.
+        failures (dict[str, str]): The controls that failed, and why.
         weights (str): Hash of the transformer's weights.
         versions (dict[str, str]): Of the packages that matter.
     """
@@ -62,11 +70,13 @@ class SelectionResult:
     num_images: int
     noise: str
     noise_seed: int
+    draws: int
     forwards: int
     seconds: float
     interval: tuple[int, int] | None
     probability: float | None
     controls: dict
+    failures: dict
     weights: str
     versions: dict
 
@@ -76,7 +86,7 @@ class SelectionResult:
         return self.policy['plateau']
 
     @property
-    def chosen(self):
+    def chosen(self) -> Candidate:
         """The chosen candidate."""
         return next(c for c in self.candidates if c.timestep == self.timestep)
 
@@ -85,7 +95,7 @@ class SelectionResult:
         return [c.score for c in self.candidates]
 
     @property
-    def edge(self):
+    def edge(self) -> str | None:
         """'low' or 'high' where the score is highest at the low-noise or the high-noise end of several candidates, else None."""
         best = self._curve.index(max(self._curve))
         ends = {0: 'low', len(self.candidates) - 1: 'high'}
@@ -98,12 +108,12 @@ class SelectionResult:
         return self.candidates[first], self.candidates[last]
 
     @property
-    def unsure(self):
+    def unsure(self) -> bool:
         """Whether the interval spans a quarter or more of the timesteps tried."""
         return self.interval is not None and self._spans(*self.interval, 4)
 
     @property
-    def flat(self):
+    def flat(self) -> bool:
         """Whether the plateau spans half or more of the timesteps tried: the score hardly tells them apart."""
         return self._spans(*(c.timestep for c in self.plateau_ends), 2)
 
@@ -112,7 +122,7 @@ class SelectionResult:
         return tried > 0 and part * (high - low) >= tried
 
     @property
-    def remarks(self):
+    def remarks(self) -> list[str]:
         """What a reader should know before trusting the choice, a sentence each."""
         said = []
         if self.edge:
@@ -130,9 +140,10 @@ class SelectionResult:
         if alike:
             said.append(f'a control would have chosen the same ({"; ".join(alike)}), so that the score is no evidence that the '
                         'images make it the best')
+        said += [f'the control {name!r} failed: {why}' for name, why in self.failures.items()]
         return said
 
-    def summary(self):
+    def summary(self) -> str:
         """One line for a log. Sigma, score and resamples are those of the first timestep."""
         more = f' and then {", ".join(map(str, self.timesteps[1:]))}' if len(self.timesteps) > 1 else ''
         tap = '' if self.tap is None else f' and tap {tap_name(self.tap)}'
@@ -144,17 +155,17 @@ class SelectionResult:
                 f"by {self.score['type']} {self.chosen.score:.4f} over {len(self.candidates)} candidates and {self.num_images} "
                 f'images{sure}; {self.forwards} forward passes, {self.seconds:.1f} s')
 
-    def table(self):
+    def table(self) -> str:
         """A line per candidate, the choice marked, and with a plus what was chosen besides."""
         names = [tap_name(tap) for tap in self.taps]
-        lines = ['       t   sigma  log-SNR     score' + ''.join(f'{n:>14}' for n in names)]
+        lines = ['       t   sigma  log-SNR  images     score' + ''.join(f'{n:>14}' for n in names)]
         for c in self.candidates:
             mark = '>' if c.timestep == self.timestep else '+' if c.timestep in self.timesteps else ' '
-            lines.append(f'{mark} {c.timestep:6d}  {c.sigma:.4f}  {c.log_snr:7.2f}  {c.score:8.4f}'
+            lines.append(f'{mark} {c.timestep:6d}  {c.sigma:.4f}  {c.log_snr:7.2f}  {c.num_images:6d}  {c.score:8.4f}'
                          + ''.join(f'{s:14.4f}' for s in c.tap_scores))
         return '\n'.join(lines)
 
-    def save(self, path):
+    def save(self, path: str | Path) -> None:
         """Writes JSON; the file appears only when it is whole. Infinite log-SNRs become null.
 
         Raises:
@@ -168,7 +179,7 @@ class SelectionResult:
             Path(part).write_text(json.dumps(data, indent=2, allow_nan=False))
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | Path) -> 'SelectionResult':
         """Reads what ``save`` wrote.
 
         Raises:
@@ -178,8 +189,10 @@ class SelectionResult:
             data = json.loads(Path(path).read_text())
             data.setdefault('timesteps', [data['timestep']])  # files from when there was one
             # And from when each image had a draw of its own, and the highest score was taken.
-            data = {**dict(noise='random', noise_seed=0, steps=None, policy=dict(plateau=data.get('plateau', 0.0))), **data}
+            data = {**dict(noise='random', noise_seed=0, steps=None, draws=1, failures={},
+                           policy=dict(plateau=data.get('plateau', 0.0))), **data}
             for c in data['candidates']:
+                c.setdefault('num_images', data['num_images'])
                 if c['log_snr'] is None:
                     c['log_snr'] = float('inf') if c['sigma'] == 0 else -float('inf')
             candidates = tuple(Candidate(**{**c, 'tap_scores': tuple(c['tap_scores'])}) for c in data['candidates'])
@@ -188,6 +201,29 @@ class SelectionResult:
             return cls(**{**{f.name: data[f.name] for f in fields(cls)}, **pairs, 'candidates': candidates, 'taps': taps})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{path} is not a saved SelectionResult: {error!r}') from error
+
+    def check(self, extractor: Extractor, policy: SelectionPolicy | None = None, *, noise: str, noise_seed: int,
+              draws: int = 1) -> None:
+        """Whether a sweep of this extractor with these options would have been this one.
+
+        Args:
+            extractor (Extractor): Whose timestep it is to be.
+            policy (SelectionPolicy | None): How it would be chosen; None leaves taps and policy unchecked.
+            noise, noise_seed, draws: As ``sweep``.
+
+        Raises:
+            ValueError: It would not; the message says what differs.
+        """
+        pairs = {'weights': (self.weights, weights_hash(extractor)), 'noise': (self.noise, noise), 'draws': (self.draws, draws)}
+        if noise == 'seeded':
+            pairs['noise seed'] = self.noise_seed, noise_seed
+        if policy is not None:
+            asked = policy.record()
+            pairs['taps'] = self.taps, tuple(policy.taps_for(extractor, build(self.score)))
+            pairs.update({name: (self.policy.get(name), asked[name]) for name in asked.keys() - WITHOUT_EFFECT})
+        wrong = [f'its {name}: {there!r} there, {here!r} here' for name, (there, here) in sorted(pairs.items()) if there != here]
+        if wrong:
+            raise ValueError(f'this result was made otherwise than it would be here: {"; ".join(wrong)}. Choose anew, without it')
 
     def figure(self):
         """The score over the timesteps with every chosen one and the interval of the first marked, as a matplotlib figure."""

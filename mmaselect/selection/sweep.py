@@ -1,25 +1,26 @@
-"""The sweep: scores every candidate timestep on a few images, and takes one in the middle of the best."""
+"""The sweep: scores candidate timesteps on a few images, and takes one in the middle of the best."""
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import diffusers
 import torch
-from tqdm import tqdm
 
 from mmaselect.extract import Extractor
 from mmaselect.extract.fingerprint import weights_hash
 from mmaselect.version import __version__
 
 from .candidates import refined_candidates, resolve_candidates
+from .checks import check_images
 from .choice import spaced_timesteps
 from .controls import randomised
-from .distributed import gather, rank_and_size
+from .distributed import gather
 from .images import TensorImages
 from .measure import Measurement
-from .policy import SelectionPolicy
+from .policy import SelectionPolicy, Tap
+from .progress import Progress
 from .result import SelectionResult
 from .scores import build
 from .table import Choice, choose
@@ -30,8 +31,9 @@ STABLE = 0.95  # probability at which it is
 
 
 def sweep(extractor: Extractor, images: TensorImages, policy: SelectionPolicy | None = None, *, noise: str = 'seeded',
-          noise_seed: int = 0, progress: bool = False) -> SelectionResult:
-    """Scores every candidate timestep and picks one in the middle of the best, or a few.
+          noise_seed: int = 0, draws: int = 1, progress: bool = False,
+          log: Callable[[str], None] | None = None) -> SelectionResult:
+    """Scores candidate timesteps and picks one in the middle of the best, or a few.
 
     Where torch.distributed runs, each rank measures its own share of the images and all end with the same result.
 
@@ -42,11 +44,13 @@ def sweep(extractor: Extractor, images: TensorImages, policy: SelectionPolicy | 
         noise (str): 'seeded', 'random' or 'none', whichever the features will be used with. Noise that is the same for all images
             is a constant to a head, and noise that differs is not, so that the best timestep is another.
         noise_seed (int): Of the noise where it is 'seeded': that of the backbone.
+        draws (int): Of the noise, over which the features are averaged: the backbone's.
         progress (bool): Whether the first rank shows a progress bar.
+        log (Callable[[str], None] | None): Gets lines that say how many forward passes there will be and how long they take.
 
     Raises:
-        ValueError: No images, candidates outside the schedule, or fewer than ``num_timesteps`` a gap apart, a score that needs
-            labels and gets none, or a budget that is too small.
+        ValueError: No images, images or labels that the score can learn nothing from, candidates outside the schedule or fewer
+            than ``num_timesteps`` a gap apart, or a budget that is too small.
         FloatingPointError: A feature or a score is not finite.
     """
     policy = policy or SelectionPolicy()
@@ -54,88 +58,134 @@ def sweep(extractor: Extractor, images: TensorImages, policy: SelectionPolicy | 
     count = min(len(images), policy.most_images)
     if not count:
         raise ValueError('the sweep got no images: check that the dataset is not empty and that num_images is at least 1')
-    score = build(policy.score, images)
+    score = build(policy.score, images, policy.task)
     spaced_timesteps(ts, [0] * len(ts), policy.num_timesteps, policy.gap)  # fails now, not after the work, where they do not fit
     if score.labelled and images.label_kind is None:
         raise ValueError(f'the score {score.name!r} needs labels, and these images have none: choose a score without, such as '
                          'half_consistency')
-    start = time.perf_counter()
-    with _prepared(extractor, policy), tqdm(desc='timestep sweep', unit=' forwards', total=0,
-                                            disable=not progress or rank_and_size()[0] > 0) as bar:
-        options = dict(seed=policy.seed, noise=noise, noise_seed=noise_seed, forward_batch=policy.forward_batch,
-                       advance=bar.update)
+    # A probe needs many images of each class; what needs no labels shows its bias on few.
+    few = count if score.labelled else min(count, CONTROL_IMAGES)
+    if policy.num_images == 'auto':
+        few = min(few, FIRST_IMAGES)
+    start, failures, controls = time.perf_counter(), {}, {}
+    with _prepared(extractor, policy.taps_for(extractor, score)):
+        options = dict(seed=policy.seed, noise=noise, noise_seed=noise_seed, draws=draws, forward_batch=policy.forward_batch)
         main = Measurement(extractor, [score], **options)
-        # A probe needs many images of each class; what needs no labels shows its bias on few.
-        few = count if score.labelled and policy.num_images != 'auto' else min(
-            count, FIRST_IMAGES if policy.num_images == 'auto' else count, count if score.labelled else CONTROL_IMAGES)
-        budget = math.inf if policy.budget is None else policy.budget - len(policy.controls) * few * len(ts) * main.per_image
-        found = _measured(main, images, count, ts, policy, budget, bar)
-        controls, forwards = {}, sum(gather(main.forwards))
+        each = main.per_image * len(ts)  # forward passes per image
+        planned = each * (count + len(policy.controls) * few)
+        bar = Progress(planned if policy.budget is None else min(planned, policy.budget),
+                       f'{count} images, {main.per_image} of each, {len(ts)} timesteps, {len(policy.controls)} controls',
+                       show=progress, log=log)
+        main.advance = bar.advance
+        budget = math.inf if policy.budget is None else policy.budget - len(policy.controls) * few * each
+        found, forwards = _measured(main, images, count, ts, policy, budget, bar), sum(gather(main.forwards))
         for name in policy.controls:
-            model = randomised(extractor, policy.seed) if name == 'random weights' else extractor
-            other = Measurement(model, [score], noise_images=name == 'noise', **options)
-            _extend(other, images, 0, few, ts, bar)
-            controls[name] = choose(other, replace(policy, num_timesteps=1), resample=False).timesteps[0]
-            forwards += sum(gather(other.forwards))
+            try:
+                controls[name], passes = _control(name, extractor, score, images, few, ts, policy, bar, options)
+                forwards += passes
+            except Exception as error:  # costs the control, not the result; it is the same on all ranks
+                failures[name] = f'{type(error).__name__}: {error}'
+        bar.close()
         taps = tuple(extractor.taps)
     return SelectionResult(
         timestep=found.timesteps[0], timesteps=found.timesteps, tap=found.tap, candidates=found.candidates, taps=taps,
         steps=len(extractor.process), score=score.describe(), policy=policy.record(), num_images=found.num_images, noise=noise,
-        noise_seed=noise_seed, forwards=forwards, seconds=time.perf_counter() - start, interval=found.interval,
-        probability=found.probability, controls=controls, weights=weights_hash(extractor),
+        noise_seed=noise_seed, draws=draws, forwards=forwards, seconds=time.perf_counter() - start, interval=found.interval,
+        probability=found.probability, controls=controls, failures=failures, weights=weights_hash(extractor),
         versions=dict(mmaselect=__version__, torch=torch.__version__, diffusers=diffusers.__version__))
 
 
 @contextlib.contextmanager
-def _prepared(extractor: Extractor, policy: SelectionPolicy) -> Iterator[None]:
-    """The extractor in evaluation mode with the taps that the policy scores; afterwards with its own."""
-    training, taps = extractor.training, extractor.taps
+def _prepared(extractor: Extractor, taps: Sequence[Tap]) -> Iterator[None]:
+    """The extractor in evaluation mode with these taps; afterwards with its own."""
+    training, own = extractor.training, extractor.taps
     extractor.eval()
     try:
-        if policy.score_taps is not None:
-            extractor.set_taps(policy.taps_for(extractor))
+        if taps != own:
+            extractor.set_taps(taps)
         yield
     finally:
-        if policy.score_taps is not None:
-            extractor.set_taps(taps)
+        if taps != own:
+            extractor.set_taps(own)
         extractor.train(training)
 
 
+def _control(name, extractor, score, images, count, ts, policy, bar, options) -> tuple[int, int]:
+    """What the score chooses where nothing is to be found, and the forward passes of that."""
+    model = randomised(extractor, policy.seed) if name == 'random weights' else extractor
+    measurement = Measurement(model, [score], noise_images=name == 'noise', advance=bar.advance, **options)
+    _extend(measurement, images, 0, count, ts, bar)
+    chosen = choose(measurement, replace(policy, num_timesteps=1), resample=False).timesteps[0]
+    return chosen, sum(gather(measurement.forwards))
+
+
 def _measured(measurement: Measurement, images: TensorImages, count: int, ts: list[int], policy: SelectionPolicy, budget: float,
-              bar: tqdm) -> Choice:
-    """The choice of a measurement that has grown as far as its ``count`` images and its budget go."""
+              bar: Progress) -> Choice:
+    """The choice of a measurement that has grown as far as its ``count`` images and its budget go.
+
+    Images are added in stages. With search='halving', a stage leaves out candidates that the stage before has ruled out.
+    """
     grow = policy.num_images == 'auto'
-    start, stop = 0, min(count, FIRST_IMAGES) if grow else count
+    halving = policy.search == 'halving' and policy.num_timesteps == 1
+    # A probe of fewer images per class is a poor judge.
+    least = 20 * (images.num_classes or 0) if measurement.labelled and images.label_kind == 'image' else 1
+    stages = _stages(count, FIRST_IMAGES if grow else max(least, -(-count // 4)) if halving else count)
     each = len(ts) * measurement.per_image
-    if stop * each > budget:
-        raise ValueError(f'a budget of {budget:.0f} forward passes besides the controls is less than the {stop * each} that '
-                         f'{stop} images at {len(ts)} candidates take: raise budget, or lower num_images or candidates')
-    while True:
-        _extend(measurement, images, start, stop, ts, bar)
-        found = choose(measurement, policy)
-        start, stop = stop, min(count, 2 * stop)
-        if start == stop or found.stability >= STABLE or stop * each > budget:
+    if stages[0] * each > budget or not grow and count * each > budget:
+        needed = stages[0] if grow else count
+        raise ValueError(f'a budget of {budget:.0f} forward passes besides the controls is less than the {needed * each} that '
+                         f'{needed} images at {len(ts)} candidates take: raise budget, or lower num_images or candidates')
+    found, start, kept = None, 0, ts
+    for stop in stages:
+        if grow and stop * each > budget:
             break
+        _extend(measurement, images, start, stop, kept, bar)
+        found, start = choose(measurement, policy, before=found), stop
+        if grow and found.stability >= STABLE:
+            break
+        if halving:
+            kept = list(found.promising)
     while budget < math.inf:
         affordable = (budget - sum(gather(measurement.forwards))) // (start * measurement.per_image)
         more = refined_candidates([c.timestep for c in found.candidates], *found.bounds)[:int(affordable)]
         if not more:
             break
         _extend(measurement, images, start, start, more, bar)
-        found = choose(measurement, policy)
+        found = choose(measurement, policy, before=found)
     return found
 
 
-def _extend(measurement: Measurement, images: TensorImages, start: int, stop: int, ts: list[int], bar: tqdm) -> None:
+def _stages(count: int, first: int) -> list[int]:
+    """Images after each stage: ``first``, then twice as many each time, up to ``count``.
+
+    >>> _stages(200, 50), _stages(100, 128)
+    ([50, 100, 200], [100])
+    """
+    stages = [min(count, first)]
+    while stages[-1] < count:
+        stages.append(min(count, 2 * stages[-1]))
+    return stages
+
+
+def _extend(measurement: Measurement, images: TensorImages, start: int, stop: int, ts: list[int], bar: Progress) -> None:
     """Measures the images from ``start`` to ``stop`` too, and these timesteps. What fails on one rank fails on all, which would
-    wait for it in vain otherwise."""
+    wait for it in vain otherwise.
+
+    Raises:
+        ValueError: The first images, or their labels, are such that a score can learn nothing from them.
+    """
+    _together(lambda: measurement.add(images.batches(start, stop)))
+    if stop > start and not measurement.noise_images:
+        check_images(measurement, images, measurement.scores[0])
+    bar.begin()
+    _together(lambda: measurement.run(ts))
+
+
+def _together(work: Callable[[], None]) -> None:
+    """Does the work, and raises on every rank what was raised on one."""
     error = None
     try:
-        measurement.add(images.batches(start, stop))
-        asked = len({*measurement.timesteps, *ts})
-        bar.total += measurement.per_image * sum(len(chunk[0]) * (asked - done)
-                                                 for chunk, done in zip(measurement.chunks, measurement.measured, strict=True))
-        measurement.run(ts)
+        work()
     except Exception as found:  # whatever it is, the others have to hear of it
         error = found
     for found in gather(error):

@@ -1,9 +1,12 @@
 """Augmented views of an image for scores that ask what survives an augmentation, and the way back to the image."""
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def augment(image, generator):
+def augment(image: Tensor, generator: torch.Generator) -> tuple[Tensor, tuple[int, int, bool]]:
     """Shifts by up to a tenth of each side and mirrors with probability one half.
 
     The border is filled by reflection, so that no edge appears that is in none of the images.
@@ -25,7 +28,7 @@ def augment(image, generator):
     return view.flip(-1) if mirrored else view, (dy - reach[0], dx - reach[1], mirrored)
 
 
-def align(maps, origins, width, stride):
+def align(maps: Tensor, origins: Sequence[tuple[int, int, bool]], width: int, stride: int) -> Tensor:
     """Maps of views as they would lie on the image: each cell is read, bilinearly, where its middle is seen in the view.
 
     Args:

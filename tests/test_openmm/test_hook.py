@@ -39,6 +39,17 @@ def watch(patch):
     return events
 
 
+def with_hook(data, folder, changes=None, **options):
+    """A runner of the segmentor whose hook has these options."""
+    cfg = runs.config(SEG, data, folder, changes)
+    cfg.custom_hooks = [dict(type='mmaselect.AutoTimestepHook', **options)]
+    return runs.Runner.from_cfg(cfg)
+
+
+def hook_of(runner):
+    return next(hook for hook in runner.hooks if isinstance(hook, AutoTimestepHook))
+
+
 @pytest.fixture
 def events(monkeypatch):
     return watch(monkeypatch)
@@ -79,6 +90,7 @@ def test_one_sweep_before_the_first_forward(trained):
 def test_the_choice_is_written_and_kept(trained):
     result = SelectionResult.load(trained.folder / 'timestep_selection.json')
     assert result.timestep == trained.chosen == by_hand.choice(result)
+    assert result.score['type'] == 'cell_consistency' and result.taps == ((1, 'value'), (2, 'value'), (3, 'value'))
     assert [c.timestep for c in result.candidates] == [40, 150, 600] and result.num_images == runs.TRAIN
     with Image.open(trained.folder / 'timestep_selection.png') as plot:
         assert np.asarray(plot.convert('L')).std() > 1
@@ -100,7 +112,7 @@ def test_tensorboard_has_it(data, tmp_path):
     result = AutoTimestepHook().select(runner)
     runner.visualizer.close()
     events = EventAccumulator(str(next(tmp_path.rglob('events.out*')).parent)).Reload()
-    curve = {event.step: event.value for event in events.Scalars('timestep_selection/half_consistency')}
+    curve = {event.step: event.value for event in events.Scalars('timestep_selection/cell_consistency')}
     assert curve == pytest.approx({c.timestep: c.score for c in result.candidates})
     drawn, = events.Images('timestep_selection')
     assert (drawn.width, drawn.height) == (700, 400)
@@ -286,6 +298,60 @@ def test_an_empty_training_set_is_named(data, tmp_path):
     with pytest.raises(ValueError, match='training set is empty: .*nothing has no images'):
         runner.test()
     assert not list((tmp_path / 'run').glob('timestep_selection*'))
+
+
+# A result that is there
+
+
+def test_a_result_is_taken_in_place_of_a_sweep(trained, data, tmp_path, events):
+    """Of the same weights, taps and options, whose random weights are those of the seed."""
+    file = str(trained.folder / 'timestep_selection.json')
+    runner = with_hook(data, tmp_path, result=file)
+    result = hook_of(runner).select(runner)
+    assert 'sweep' not in events and runner.model.backbone.chosen == result.timestep == trained.chosen
+    assert not (tmp_path / 'timestep_selection.json').exists()
+
+
+@pytest.mark.parametrize('changes, what', [
+    ({'model.neck.selection.score_taps': [(1, 'query')]}, 'its taps: '),
+    ({'model.neck.selection.candidates': [40, 600]}, r'its candidates: \[40, 150, 600\] there, \[40, 600\] here'),
+    ({'model.neck.selection.score': 'hfr'}, "its score: 'auto' there, 'hfr' here"),
+    ({'model.backbone.noise': 'none'}, "its noise: 'seeded' there, 'none' here"),
+    ({'model.backbone.noise_draws': 2}, 'its draws: 1 there, 2 here'),
+    ({'randomness.seed': 5}, 'its weights: '),
+])
+def test_a_result_of_other_weights_or_options_is_refused(changes, what, trained, data, tmp_path, events):
+    runner = with_hook(data, tmp_path, changes, result=str(trained.folder / 'timestep_selection.json'))
+    with pytest.raises(ValueError, match=f'cannot take result=.*{what}'):
+        hook_of(runner).select(runner)
+    assert not events and runner.model.backbone.chosen is None
+
+
+def test_a_run_killed_after_its_sweep_takes_its_result_when_it_is_resumed(data, tmp_path, events):
+    def resumed(changes=None):
+        runner = with_hook(data, tmp_path, changes, resume=True)
+        hook_of(runner).select(runner)
+        return runner.model.backbone.chosen
+    chosen = resumed()
+    assert events == ['sweep']
+    assert resumed() == chosen and events == ['sweep']
+    resumed({'model.neck.selection.candidates': [7, 8]})  # does not fit, and is made anew
+    assert events == ['sweep', 'sweep']
+
+
+# Its precision
+
+
+def test_the_sweep_has_the_precision_of_the_training(data, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, 'sweep', lambda *args, **options: seen.append(torch.get_autocast_cpu_dtype() if
+                        torch.is_autocast_cpu_enabled() else None) or (_ for _ in ()).throw(InterruptedError))
+    runner = runs.runner(SEG, data, tmp_path)
+    for wrapper in (dict(type='OptimWrapper'), dict(type='AmpOptimWrapper', dtype='bfloat16')):
+        runner.cfg.optim_wrapper = ConfigDict(wrapper)
+        with pytest.raises(InterruptedError):
+            AutoTimestepHook().select(runner)
+    assert seen == [None, torch.bfloat16]
 
 
 # The images

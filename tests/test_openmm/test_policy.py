@@ -12,6 +12,7 @@ from mmaselect.openmm import AutoTimestepHook, sweep_images
 from mmaselect.openmm import hook as module
 from mmaselect.registry import MODELS
 from mmaselect.selection import SelectionPolicy, SelectionResult, TensorImages
+from mmaselect.selection.scores import build
 
 SEG, CLS, ADE = 'aselect_fashion_scenes', 'aselect_cub', 'aselect_ade20k'
 CHOICES = [[0, 'query'], [2, 'mlp']]  # none is the tap of the config
@@ -91,10 +92,12 @@ def test_a_dit_that_is_trained_must_name_its_tap(data, tmp_path):
 
 def test_the_upper_blocks_are_tried():
     extractor = tiny.extractor([(0, 'hidden')])  # of four blocks
-    chosen_from = SelectionPolicy(score_taps='auto', choose_tap=True).taps_for(extractor)
+    score, probe = build('half_consistency'), build('ridge')
+    chosen_from = SelectionPolicy(choose_tap=True).taps_for(extractor, score)
     assert chosen_from == tuple((block, name) for block in (1, 2, 3) for name in TAPS)
-    assert SelectionPolicy(score_taps='auto').taps_for(extractor) == ((1, 'value'), (2, 'value'), (3, 'value'))
-    assert SelectionPolicy(score_taps=None).taps_for(extractor) == ((0, 'hidden'),)
+    assert SelectionPolicy().taps_for(extractor, score) == ((1, 'value'), (2, 'value'), (3, 'value'))
+    assert SelectionPolicy(score_taps=None).taps_for(extractor, score) == ((0, 'hidden'),)
+    assert SelectionPolicy().taps_for(extractor, probe) == ((0, 'hidden'),)
     result = swept(extractor, TensorImages(tiny.images(3)), score_taps='auto', candidates=[5])
     assert result.taps == ((1, 'value'), (2, 'value'), (3, 'value')) and extractor.taps == ((0, 'hidden'),)
 
@@ -152,7 +155,7 @@ def test_the_log_has_every_remark(data, tmp_path, monkeypatch):
 # Labels
 
 
-@pytest.mark.parametrize('name, score', [(SEG, 'auto'), (SEG, 'ridge'), (CLS, 'ridge')])
+@pytest.mark.parametrize('name, score', [(SEG, 'probe'), (SEG, 'ridge'), (CLS, 'ridge')])
 def test_a_probe_gets_the_labels(name, score, data, tmp_path):
     changes = {'model.neck.selection.score': score, 'model.neck.selection.num_images': 12}
     result = AutoTimestepHook().select(runs.runner(name, data, tmp_path, changes))
@@ -161,7 +164,7 @@ def test_a_probe_gets_the_labels(name, score, data, tmp_path):
 
 
 def test_few_images_of_many_classes_are_chosen_on_without_labels(data, tmp_path):
-    runner = runs.runner(CLS, data, tmp_path, {'model.neck.selection.score': 'auto'})
+    runner = runs.runner(CLS, data, tmp_path, {'model.neck.selection.score': 'probe'})
     source = sweep_images.SweepImages(runner.cfg, runner.model, 6, None, seed=0)
     assert source.num_classes == len(source.dataset.CLASSES) > 1
     assert AutoTimestepHook().select(runner).score['type'] == 'half_consistency'
@@ -204,6 +207,16 @@ def test_a_mask_is_sized_with_its_image():
     label = sweep_images.label_of(Pixels(gt_sem_seg=None), torch.zeros(3, 4, 6))
     assert label.tolist() == [[3] * 3 + [255] * 3] * 2 + [[0] * 3 + [1] * 3] * 2
     assert sweep_images.label_of({}, torch.zeros(3, 4, 6)) is None
+
+
+def test_a_set_of_several_labels_per_image_is_chosen_on_without_labels(data, tmp_path, monkeypatch):
+    """Though the first image has one label: they may have any number."""
+    runner = runs.runner(CLS, data, tmp_path, {'model.neck.selection.score': 'probe'})
+    source = sweep_images.SweepImages(runner.cfg, runner.model, 6, None, seed=0)
+    own = source.dataset.get_data_info
+    monkeypatch.setattr(type(source.dataset), 'get_data_info',
+                        lambda self, index: {**own(index), 'gt_label': [1, 2][:1 + index % 2]})
+    assert source.label_kind is None and AutoTimestepHook().select(runner).score['type'] == 'half_consistency'
 
 
 @pytest.mark.parametrize('labels, expected', [([2], 2), ([0, 2], None)])

@@ -240,8 +240,3 @@ def test_scores_of_several_scales_do_not_choose_a_tap():
 def test_a_budget_that_the_candidates_exceed_is_refused():
     with pytest.raises(ValueError, match='a budget of 100 .* less than the 336 that 24 images at 7 candidates take'):
         swept(Planted(), TensorImages(colours()), candidates=TIMES, budget=100)
-
-
-def test_a_probe_with_fewer_than_two_images_of_a_class_is_refused():
-    with pytest.raises(ValueError, match='24 images of 24 classes are too few'):
-        swept(Planted(), TensorImages(colours(), torch.arange(24)), candidates=TIMES, score='ridge')

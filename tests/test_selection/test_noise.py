@@ -38,6 +38,19 @@ def test_seeded_views_have_the_first_and_the_second_draw_of_the_backbone():
     assert (first - second).abs().max() > 0.1
 
 
+@pytest.mark.parametrize('noise', ['seeded', 'random'])
+def test_features_are_averaged_over_the_draws_of_the_backbone(noise):
+    extractor, images = tiny.extractor(), tiny.images(5, 16, 24)
+    first, second = measured(extractor, images, 300, noise=noise, noise_seed=7, draws=3)
+    with torch.no_grad():
+        if noise == 'seeded':
+            torch.testing.assert_close(first, extractor(images, 300, seed=7, draws=3)[0])
+        clean = extractor(images, 300, noise='none')[0]
+    once = measured(extractor, images, 300, noise=noise, noise_seed=7)
+    assert all((many - one).abs().max() > 0.05 for many, one in zip((first, second), once, strict=True))
+    assert (first - clean).square().mean() < (once[0] - clean).square().mean()  # each draw's share of the noise is smaller
+
+
 def test_without_noise_both_views_are_the_clean_features():
     extractor, images = tiny.extractor(), tiny.images(3)
     with torch.no_grad():

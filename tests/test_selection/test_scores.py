@@ -36,7 +36,7 @@ def test_every_score_takes_every_grid(name, height, width):
 
 
 @pytest.mark.parametrize('score, message', [
-    ('entropy', "unknown score 'entropy': choose one of auto, "),
+    ('entropy', "unknown score 'entropy': choose one of auto, probe, "),
     (dict(type='hfr', bands=1), "score 'hfr'.*bands"),
     (dict(type='hfr', band='round'), "band='round': choose 'radial'"),
     (dict(type='hfr_coherent', band='round'), "band='round': choose 'radial'"),
@@ -47,11 +47,17 @@ def test_bad_scores_are_refused(score, message):
         scores.build(score)
 
 
-def test_auto_is_the_probe_where_there_are_labels_enough():
-    def chosen(count, labels=None):
-        return scores.build('auto', TensorImages(torch.zeros(count, 3, 2, 2), labels)).name
-    assert chosen(2, torch.zeros(2, 2, 2).long()) == chosen(100, torch.arange(100) % 2) == 'ridge'  # of pixels, 50 per class
-    assert chosen(99, torch.arange(99) % 2) == chosen(100) == scores.build('auto').name == 'half_consistency'
+def test_auto_needs_no_labels_and_a_probe_wants_enough():
+    masks = torch.zeros(2, 2, 2).long()
+
+    def chosen(name, count, labels=None, **options):
+        return scores.build(name, TensorImages(torch.zeros(count, 3, 2, 2), labels), **options)
+    probe = scores.build(dict(type='ridge', ridge=0.1, measure='accuracy'))
+    assert chosen('probe', 2, masks) == chosen('probe', 100, torch.arange(100) % 2) == probe  # of pixels, 50 per class
+    images, dense = scores.build('half_consistency'), scores.build('cell_consistency')
+    assert chosen('probe', 99, torch.arange(99) % 2) == chosen('probe', 100) == scores.build('probe') == images
+    assert chosen('auto', 2, masks) == chosen('auto', 2, task='dense') == chosen('probe', 2, task='dense') == dense
+    assert chosen('auto', 100, torch.arange(100) % 2) == chosen('auto', 2) == chosen('auto', 2, masks, task='image') == images
 
 
 @pytest.mark.parametrize('score', [dict(type='hfr', cutoff=0.3), *SCORES], ids=str)

@@ -83,7 +83,7 @@ def test_two_ranks_share_the_work_and_agree(name, ranks):
 
 def test_what_two_ranks_find_is_right(ranks):
     found = {name: results[0] for name, (results, _) in ranks.items()}
-    assert {found[name].timestep for name in ('plain', 'grown', 'coherent', 'one image')} == {BEST}
+    assert {found[name].timestep for name in ('plain', 'halved', 'grown', 'coherent', 'one image')} == {BEST}
     assert (found['tap'].timestep, found['tap'].tap) == (TWO_TAPS[1][0], (1, 'hidden'))
     assert found['grown'].num_images == 128  # of 150
     assert ranks['plain'][1] == [12 * 2 * len(TIMES), 11 * 2 * len(TIMES)]
@@ -150,9 +150,9 @@ def test_scores_that_need_labels_say_so():
         swept(Planted(), TensorImages(colours()), candidates=TIMES, score='ridge')
 
 
-def test_auto_asks_the_labels_where_there_are_enough():
+def test_a_probe_asks_the_labels_where_there_are_enough():
     masks = classes()[:, None, None].expand(-1, 12, 20)
-    found = [swept(Planted(), TensorImages(colours(), labels), candidates=TIMES, score='auto')
+    found = [swept(Planted(), TensorImages(colours(), labels), candidates=TIMES, score='probe')
              for labels in (masks, classes(), None)]
     assert [result.score['type'] for result in found] == ['ridge', 'half_consistency', 'half_consistency']
     assert scores_of(found[0])[0] < 0.5 < found[0].chosen.score

@@ -14,5 +14,5 @@ model = dict(
         output='vector',
         pool='mean',
         norm='channel',
-        selection=dict(score='half_consistency', candidates=20, num_images=256)),
+        selection=dict(num_images=256)),
     head=dict(type='LinearClsHead', in_channels=width, num_classes=200, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)))

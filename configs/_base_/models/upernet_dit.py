@@ -22,7 +22,7 @@ model = dict(
         output='pyramid',
         scales=(4, 2, 1, 0.5),
         norm='layer',
-        selection=dict(score='half_consistency', candidates=20, num_images=256)),
+        selection=dict(num_images=256)),
     decode_head=dict(
         type='UPerHead',
         in_channels=[width] * 4,

@@ -1,13 +1,15 @@
 """Scores that ask what of an image's features survives an augmentation and another draw of noise."""
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from . import Score, register
 
 
-def standardise(features):
+def standardise(features: Tensor) -> Tensor:
     """(N, D) to zero mean and unit deviation; channels that do not vary are dropped.
 
     Such a channel carries nothing, and dividing by its rounding error would make noise of it.
@@ -20,7 +22,7 @@ def standardise(features):
     return centred[:, varies] / deviation[varies]
 
 
-def principal(features, components):
+def principal(features: Tensor, components: int | None) -> Tensor:
     """(N, D), standardised, in their leading principal components (N, k); None keeps all."""
     features = standardise(features)
     if not features.shape[1] or components is None:
@@ -41,7 +43,7 @@ def sampled_cells(h: int, w: int, count: int) -> torch.Tensor:
     return order.repeat(-(-count // (h * w)))[:count].sort().values
 
 
-def means(maps):
+def means(maps: Sequence[Tensor]) -> Tensor:
     """Maps of all views, (B, D, h, w) each, -> their means over the grid (B, views, D)."""
     return torch.stack([m.float().mean((2, 3)) for m in maps], 1)
 
@@ -54,7 +56,7 @@ class Consistency(Score):
     augmented: ClassVar[bool] = True
     comparable: ClassVar[bool] = True
 
-    def terms(self, rows, total):
+    def terms(self, rows: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
         n, _, m, _ = rows.shape
         if n < 2:
             raise ValueError(f'{self.name} compares images and was given one: raise num_images')
@@ -79,7 +81,7 @@ class ViewConsistency(Consistency):
     """
     components: int | None = 16
 
-    def observe(self, maps, labels=None):
+    def observe(self, maps: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         return means(maps)[:, :, None]  # (B, 2, 1, D)
 
 
@@ -100,7 +102,7 @@ class CellConsistency(Consistency):
     components: int | None = 16
     cells: int = 16
 
-    def observe(self, maps, labels=None):
+    def observe(self, maps: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         h, w = maps[0].shape[-2:]
         top, left = h // 8, w // 8  # augmentation shifts by up to a tenth
         inner = torch.stack([m[:, :, top:h - top, left:w - left].flatten(2) for m in maps], 1)  # (B, 2, D, cells)

@@ -3,15 +3,17 @@
 Both work on F, the 2-D Fourier transform of each channel, and a high band: all frequencies farther from zero than ``cutoff``,
 in units of Nyquist, by the radius or, for a square band, by the larger of the two components.
 """
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from . import Score, register
 
 
-def frequency(h, w, band, device):
+def frequency(h: int, w: int, band: str, device: torch.device | str) -> Tensor:
     """Distance of each frequency of an (h, w) grid from zero, in units of Nyquist, (h, w).
 
     Raises:
@@ -25,7 +27,7 @@ def frequency(h, w, band, device):
     raise ValueError(f"band={band!r}: choose 'radial' or 'square'")
 
 
-def energy(spectrum):
+def energy(spectrum: Tensor) -> Tensor:
     """|F|^2, without the root that ``abs`` takes."""
     return spectrum.real.square() + spectrum.imag.square()
 
@@ -54,14 +56,14 @@ class HighFrequencyRatio(Score):
     def __post_init__(self):
         frequency(1, 1, self.band, 'cpu')  # refuses an unknown band here and not in the sweep
 
-    def observe(self, maps, labels=None):
+    def observe(self, maps: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         spectrum = torch.fft.fft2(maps[0].float(), norm='ortho')
         power = (spectrum.abs() if self.magnitude else energy(spectrum)).sum(1)  # (B, h, w)
         distance = frequency(*power.shape[-2:], self.band, power.device)
         total = power if self.dc else power * (distance > 0)
         return torch.stack([(power * (distance > self.cutoff)).sum((1, 2)), total.sum((1, 2))], 1)  # (B, 2)
 
-    def terms(self, rows, total):
+    def terms(self, rows: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
         return rows[:, :1], rows[:, 1:]
 
 
@@ -85,17 +87,17 @@ class CoherentHighFrequencyRatio(Score):
     def __post_init__(self):
         frequency(1, 1, self.band, 'cpu')  # refuses an unknown band here and not in the sweep
 
-    def observe(self, maps, labels=None):
+    def observe(self, maps: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         first, second = (torch.fft.fft2(m.float(), norm='ortho') for m in maps)
         cross = (first * second.conj()).real.sum(1)  # (B, h, w)
         power = (energy(first) + energy(second)).sum((1, 2, 3)) / 2
         high = frequency(*cross.shape[-2:], self.band, cross.device) > self.cutoff
         return torch.stack([(cross * high).sum((1, 2)), power], 1)  # (B, 2)
 
-    def total(self, maps):
+    def total(self, maps: Sequence[Tensor]) -> Tensor | None:
         return torch.stack([m.double().sum(0) for m in maps]).cpu()  # (2, D, h, w)
 
-    def terms(self, rows, total):
+    def terms(self, rows: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
         # Sum over images of Re (F1 - M1)(F2 - M2)* = sum of Re F1 F2* - N Re M1 M2*, and likewise for the power.
         first, second = torch.fft.fft2(total / len(rows), norm='ortho')  # (D, h, w)
         cross = (first * second.conj()).real.sum(0)  # (h, w)

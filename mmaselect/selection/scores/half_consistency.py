@@ -1,9 +1,11 @@
 """A score that asks, besides what two views share, what one half of an image tells of the other."""
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from . import register
 from .consistency import Consistency, principal
@@ -13,7 +15,7 @@ PAIRS = (((0, 2), (1, 3)), ((1, 3), (0, 2)), ((0, 1), (2, 3)), ((2, 3), (0, 1)))
 RIDGE = 0.1  # penalty per image, on standardised features
 
 
-def explained(x, y):
+def explained(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """What a ridge regression explains of y (N, k) by x (N, j), each image predicted from all others.
 
     A left-out image's residual is that of the full fit over one minus its entry of the hat matrix (see ``probe.RidgeProbe``).
@@ -46,11 +48,11 @@ class HalfConsistency(Consistency):
     aligned: ClassVar[bool] = True  # so that left stays left
     components: int = 16
 
-    def observe(self, maps, labels=None):
+    def observe(self, maps: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         parts = [F.adaptive_avg_pool2d(m.float(), 2).flatten(2).transpose(1, 2) for m in maps]
         return torch.stack(parts, 1)  # (B, 2, 4, D)
 
-    def terms(self, rows, total):
+    def terms(self, rows: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
         views = super().terms(rows.mean(2, keepdim=True), total)  # (N, k) each
         ratios = []
         for one, other in PAIRS:

@@ -1,15 +1,19 @@
 """Scores that ask the labels: cheap stand-ins for training a probe, in the same sweep."""
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from . import Score, register
 from .consistency import sampled_cells, standardise
 
+MEASURES = ('explained', 'accuracy', 'balanced')
 
-def pooled(feature, side):
+
+def pooled(feature: Tensor, side: int) -> Tensor:
     """(B, D, h, w) -> (B, D * side * side), the mean over each of side x side parts of the grid."""
     return F.adaptive_avg_pool2d(feature.float(), side).flatten(1)
 
@@ -20,7 +24,7 @@ class Labelled(Score):
     labelled: ClassVar[bool] = True
     comparable: ClassVar[bool] = True
 
-    def observe(self, maps, labels=None):
+    def observe(self, maps: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         if labels is None:
             raise ValueError(f'the score {self.name!r} needs labels, and the images have none: choose a score without, such as '
                              'half_consistency')
@@ -44,12 +48,13 @@ class RidgeProbe(Labelled):
     Leaving an image i out needs no refitting: its residuals are (I - H_ii)^-1 times those of the full fit, H_ii the block of the
     hat matrix that belongs to its rows (the classical formula, see Hastie, Tibshirani and Friedman, 'The Elements of Statistical
     Learning', section 7.10, for one row). For a label per image the score is the share of the one-hot labels' variance that is
-    explained, or the accuracy, which varies more from sample to sample; for a label per pixel it is the mean IoU.
+    explained, the accuracy, which varies more from sample to sample, or its mean over the classes; for a label per pixel the
+    mean IoU, or the accuracy's mean over the classes.
     Cost: one linear system of min(images * m, F) unknowns.
 
     Args:
         ridge (float): Penalty per sample, on standardised features.
-        measure (str): 'explained' or 'accuracy', where the label is one per image.
+        measure (str): 'explained' (for pixels the mean IoU), 'accuracy' (the same) or 'balanced', the mean over classes.
         pool (int): Maps are averaged to pool x pool parts where the label is one per image.
         cells (int): Cells per image that are looked at where the label is one per pixel.
     """
@@ -59,10 +64,10 @@ class RidgeProbe(Labelled):
     cells: int = 16
 
     def __post_init__(self):
-        if self.measure not in ('explained', 'accuracy'):
-            raise ValueError(f"measure={self.measure!r}: choose 'explained' or 'accuracy'")
+        if self.measure not in MEASURES:
+            raise ValueError(f'measure={self.measure!r}: choose one of {MEASURES}')
 
-    def terms(self, rows, total):
+    def terms(self, rows: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
         n, m, _ = rows.shape
         labels = rows[..., -1].long().flatten()  # (n * m,)
         valid = labels >= 0
@@ -99,11 +104,12 @@ class RidgeProbe(Labelled):
             return energy - left_out.square().sum((1, 2))[:, None] * valid[:, None], energy
         predicted = (target.view(n, m, classes) - left_out + y.sum(0) / valid.sum()).argmax(-1)  # (n, m)
         truth, valid = labels.view(n, m), valid.view(n, m)
-        if m == 1:
+        if m == 1 and self.measure == 'accuracy':
             return ((predicted == truth) & valid).to(x), valid.to(x)
         of_class = F.one_hot(truth.clamp_min(0), classes).bool() & valid[..., None]  # (n, m, C)
         said = F.one_hot(predicted, classes).bool() & valid[..., None]
-        return (of_class & said).sum(1).to(x), (of_class | said).sum(1).to(x)  # per class: intersection and union
+        whole = of_class if self.measure == 'balanced' else of_class | said
+        return (of_class & said).sum(1).to(x), whole.sum(1).to(x)  # (n, C), per class: intersection, and union or members
 
 
 @register('fisher')
@@ -114,7 +120,7 @@ class Fisher(Labelled):
     pool: int = 1
     cells: int = 16
 
-    def value(self, rows, total=None):
+    def value(self, rows: Tensor, total: Tensor | None = None) -> float:
         rows = rows.flatten(0, 1)
         rows = rows[rows[:, -1] >= 0]
         features, labels = standardise(rows[:, :-1]), rows[:, -1].long()

@@ -2,16 +2,18 @@
 
 They were made to compare trainings, where collapse is the danger; over timesteps, noise uses many dimensions too.
 """
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from . import Score, register
 from .consistency import means, standardise
 
 
-def effective_rank(spectrum):
+def effective_rank(spectrum: Tensor) -> float:
     """exp of the entropy of a spectrum (k,) made to sum to one (Roy and Vetterli 2007); 0 for a spectrum of zeros."""
     if spectrum.sum() <= 0:
         return 0.0
@@ -22,7 +24,7 @@ def effective_rank(spectrum):
 class Pooled(Score):
     """The mean over the grid, one row per image and view."""
 
-    def observe(self, maps, labels=None):
+    def observe(self, maps: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         return means(maps)
 
 
@@ -32,7 +34,7 @@ class RankMe(Pooled):
     """Effective rank of the pooled features: exp of the entropy of their singular values (Garrido et al. 2023, arXiv:2210.02885,
     eq. 1). Between 1 and min(N, D). Cost: a singular value decomposition of N x D."""
 
-    def value(self, rows, total=None):
+    def value(self, rows: Tensor, total: Tensor | None = None) -> float:
         return effective_rank(torch.linalg.svdvals(rows[:, 0]))
 
 
@@ -46,7 +48,7 @@ class AlphaReQ(Pooled):
     first: int = 3
     last: int = 60
 
-    def value(self, rows, total=None):
+    def value(self, rows: Tensor, total: Tensor | None = None) -> float:
         eigenvalues = torch.linalg.svdvals(standardise(rows[:, 0])).square()[self.first - 1:self.last]
         eigenvalues = eigenvalues[eigenvalues > 1e-12 * eigenvalues.sum()]
         if len(eigenvalues) < 2:
@@ -66,7 +68,7 @@ class LiDAR(Pooled):
     augmented: ClassVar[bool] = True
     delta: float = 1e-4
 
-    def value(self, rows, total=None):
+    def value(self, rows: Tensor, total: Tensor | None = None) -> float:
         rows = rows - rows.mean(0)  # what all images share, the draw of noise of a view, is no spread within them
         centre = rows.mean(1)  # (N, D)
         spread = (rows - centre[:, None]).flatten(0, 1)  # (2 N, D)
