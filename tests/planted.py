@@ -4,6 +4,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from mmaselect.extract import NoiseProcess
+from mmaselect.extract.draws import draw
 from mmaselect.selection import SelectionPolicy, TensorImages, sweep
 from mmaselect.selection.scores import Score
 
@@ -27,6 +28,8 @@ class Planted(nn.Module):
         self.process = NoiseProcess.from_scheduler(DDPMScheduler())
         self.taps = tuple((block, 'hidden') for block in range(len(peaks)))
         self.peaks, self.calls = peaks, []
+
+    draw = staticmethod(draw)
 
     def encoder(self, images):
         self.calls.append(('encode', len(images)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmaselect.extract import Extractor
-from mmaselect.extract.draws import average, check_noise, draw
+from mmaselect.extract.draws import average, check_noise
 from mmaselect.extract.noise import mix, seeded_noise
 
 from .distributed import gather
@@ -116,7 +116,8 @@ class Measurement:
                                  for index in indices]).to(latent.device) for k in range(self.draws)]
         if self.noise == 'none':
             return []
-        return [own.expand_as(latent) for own in draw(latent, self.noise, self.noise_seed, (view + 1) * self.draws)[-self.draws:]]
+        drawn = self.extractor.draw(latent, self.noise, self.noise_seed, (view + 1) * self.draws)
+        return [own.expand_as(latent) for own in drawn[-self.draws:]]
 
     @torch.no_grad()
     def run(self, timesteps: Sequence[int]) -> None:

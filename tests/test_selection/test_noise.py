@@ -6,7 +6,6 @@ from planted import Planted, colours, swept
 from scoring import value
 
 from mmaselect.extract import seeded_noise
-from mmaselect.extract.draws import draw
 from mmaselect.selection import Measurement, Score, TensorImages
 from mmaselect.selection.scores import build
 
@@ -34,7 +33,7 @@ def test_seeded_views_have_the_first_and_the_second_draw_of_the_backbone():
     with torch.no_grad():
         torch.testing.assert_close(first, extractor(images, 300, seed=7)[0])
         latent = extractor.encoder(images)
-        torch.testing.assert_close(second, extractor.features(latent, 300, draw(latent, seed=7, draws=2)[1])[0])
+        torch.testing.assert_close(second, extractor.features(latent, 300, extractor.draw(latent, seed=7, draws=2)[1])[0])
     assert (first - second).abs().max() > 0.1
 
 
