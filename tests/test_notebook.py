@@ -114,7 +114,7 @@ def test_labels():
 @pytest.mark.parametrize('options, message', [
     (dict(), "timestep='auto' chooses it on images"),
     (dict(timestep=5, images=PICTURES), "are for timestep='auto', not for 5"),
-    (dict(timestep=5, selection=dict(candidates=3)), "selection are for timestep='auto'"),
+    (dict(timestep=5, selection=dict(candidates=3)), "selection and result are for timestep='auto'"),
     (dict(timestep=1000), r'timestep=1000.* to 999'),
     (dict(timestep='best'), "timestep='best': 'auto', or an integer"),
 ])

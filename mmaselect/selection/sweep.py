@@ -26,6 +26,7 @@ from .scores import build
 from .table import Choice, choose
 
 CONTROL_IMAGES = 64
+FEWEST_IMAGES = 16  # that halving rules a candidate out by
 FIRST_IMAGES = 128  # of a sweep that takes more images until its choice is stable
 STABLE = 0.95  # probability at which it is
 
@@ -128,7 +129,7 @@ def _measured(measurement: Measurement, images: TensorImages, count: int, ts: li
     grow = policy.num_images == 'auto'
     halving = policy.search == 'halving' and policy.num_timesteps == 1
     # A probe of fewer images per class is a poor judge.
-    least = 20 * (images.num_classes or 0) if measurement.labelled and images.label_kind == 'image' else 1
+    least = 20 * (images.num_classes or 0) if measurement.labelled and images.label_kind == 'image' else FEWEST_IMAGES
     stages = _stages(count, FIRST_IMAGES if grow else max(least, -(-count // 4)) if halving else count)
     each = len(ts) * measurement.per_image
     if stages[0] * each > budget or not grow and count * each > budget:
