@@ -1,7 +1,7 @@
 """Checkpoints in the layout of Meta's DiT code, as diffusers' ``DiTTransformer2DModel``.
 
-DiT (arXiv:2212.09748), SiT (arXiv:2401.08740) and REPA (arXiv:2410.06940) name and shape their weights alike, and differ in
-the noise process that they were trained with. The weights do not tell which that was; see ``process_of``.
+DiT (arXiv:2212.09748), SiT (arXiv:2401.08740), REPA (arXiv:2410.06940) and REPA-E (arXiv:2504.10483) name and shape their weights
+alike, and differ in the noise process that they were trained with. The weights do not tell which that was; see ``process_of``.
 """
 import argparse
 import contextlib
@@ -33,6 +33,8 @@ _EMBEDDERS = {
 _SHAPED = ('x_embedder.proj.weight', 'y_embedder.embedding_table.weight', 'final_layer.linear.weight', 'pos_embed',
            'blocks.0.attn.qkv.weight')
 _UNUSED = 'projectors.'  # REPA's alignment to another encoder's features, beside the network and used in training alone
+_LATENTS = 'bn.'  # REPA-E's normalisation of the latents, a BatchNorm2d without weights in front of the noise
+_LATENTS_EPS = 1e-4  # models/sit.py of its code
 
 
 def read_checkpoint(path):
@@ -74,12 +76,13 @@ def read_checkpoint(path):
 
 
 def process_of(path, state, arch=None):
-    """The noise process of a checkpoint, one of PROCESSES: REPA's where there are projectors, else as ``arch`` or the path says.
+    """The noise process of a checkpoint, one of PROCESSES: REPA's where there are projectors or REPA-E's normalisation, else as
+    ``arch`` or the path says.
 
     Raises:
         ValueError: Nothing tells.
     """
-    if any(key.startswith(_UNUSED) for key in state):
+    if any(key.startswith((_UNUSED, _LATENTS)) for key in state):
         return 'repa'
     if arch is not None:
         return arch[:3].lower()
@@ -159,7 +162,8 @@ def convert(state, depth):
     """
     _check_positions(state)
     left = [key for key in state if key.startswith(_UNUSED)]
-    rest = {key: value for key, value in state.items() if key not in left and key != 'pos_embed'}
+    rest = {key: value for key, value in state.items()
+            if key not in left and key != 'pos_embed' and not key.startswith(_LATENTS)}
 
     def take(key):
         if key not in rest:
@@ -183,6 +187,21 @@ def convert(state, depth):
         raise ValueError(f'unknown keys {sorted(rest)[:5]}: this network has parts that DiT has not, and without them its '
                          'features would be others')
     return weights, left
+
+
+def latent_statistics(state):
+    """Mean and standard deviation per channel by which REPA-E's network normalises the latents of its VAE.
+
+    Args:
+        state (dict[str, Tensor]): Meta's names.
+
+    Returns:
+        dict[str, list[float]]: ``latents_mean`` and ``latents_std``, as AutoencoderKL's config has them; empty for others.
+    """
+    if f'{_LATENTS}running_mean' not in state:
+        return {}
+    deviation = (state[f'{_LATENTS}running_var'].double() + _LATENTS_EPS).sqrt()
+    return dict(latents_mean=state[f'{_LATENTS}running_mean'].double().tolist(), latents_std=deviation.tolist())
 
 
 def _check_positions(state):

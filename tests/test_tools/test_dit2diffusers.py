@@ -71,6 +71,18 @@ def test_a_sit_is_converted(vae, tmp_path, name, extra, options, t, model_time):
     assert config['_class_name'] == 'FlowMatchEulerDiscreteScheduler'
 
 
+def test_latents_of_repa_e_are_normalised_as_its_network_did(vae, tmp_path):
+    norm = torch.nn.BatchNorm2d(4, eps=1e-4, affine=False).eval()
+    norm.running_mean.copy_(torch.tensor([0.5, -1.0, 0.0, 2.0]))
+    norm.running_var.copy_(torch.tensor([4.0, 1.0, 0.01, 9.0]))
+    state = meta_dit.weights()
+    convert(tmp_path, vae, 'last.pt', {**state, **{f'bn.{name}': value for name, value in norm.state_dict().items()}})
+    extractor = check(tmp_path / 'out', state, 249, 0.75, 0.25, 0.25)
+    images = tiny.images(2, 16, 24)
+    expected = norm(AutoencoderKL.from_pretrained(vae).encode(images).latent_dist.mode())
+    torch.testing.assert_close(extractor.encoder(images), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_pipelines_vae_is_taken(vae, tmp_path):
     (tmp_path / 'pipeline').mkdir()
     (tmp_path / 'pipeline' / 'vae').symlink_to(vae)

@@ -1,7 +1,9 @@
-"""Turns a checkpoint in the layout of Meta's DiT code (DiT, SiT, REPA) and a VAE into a folder that DiTBackbone loads.
+"""Turns a checkpoint in the layout of Meta's DiT code (DiT, SiT, REPA, REPA-E) and a VAE into a folder that DiTBackbone loads.
 
     python tools/model_converters/dit2diffusers.py DiT-XL-2-256x256.pt sd-vae-ft-ema checkpoints/dit_xl_2_256
     python tools/model_converters/dit2diffusers.py SiT-XL-2-256x256.pt sd-vae-ft-ema checkpoints/sit_xl_2_256
+
+The VAE of REPA-E's weights is the one that was trained with them; what normalises its latents is written into its config.
 
 The folder is in DiTPipeline layout. diffusers' own DiTPipeline samples from a converted DiT, and not from SiT or REPA, whose
 time it does not know.
@@ -47,6 +49,9 @@ def main():
             process = args.process or converters.process_of(args.source, state, args.arch)
             model, left = build(state, config)
             vae = loading.load_vae(args.vae, config['in_channels'])
+            statistics = converters.latent_statistics(state)
+            if statistics:  # they take the place of the VAE's own scale
+                vae.register_to_config(**statistics, scaling_factor=1.0, shift_factor=None)
             DiTPipeline(model, vae, converters.scheduler_of(process)).save_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:  # the last by torch, for shapes that are none of DiT's
         raise SystemExit(f'{args.source} was not converted: {error}') from error
