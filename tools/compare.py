@@ -6,6 +6,11 @@ The configs may belong to both toolboxes. Where those that test on the same data
 names the setting. Every run, a config with a seed, is trained, tested and measured by processes of its own, with tools/train.py,
 tools/test.py and tools/analysis_tools/cost.py, in WORK_DIR/<config>/seed_<seed>, where run.log has all they print.
 
+With --swap DIT every config that has no DiT yet gets a twin with one (see tools/swap_backbone.py), under the same data, schedule
+and seeds; a config may then be one that a toolbox brings, as mmseg::FOLDER/NAME.py:
+
+    python tools/compare.py mmseg::pspnet/pspnet_r50-d8_4xb4-40k_voc12aug-512x512.py --swap facebook/DiT-XL-2-512
+
 The table (.md), its figures and those of every run (.json) and a bar chart (.png) are written anew after each run. The same
 command goes on where it was interrupted: what is done is kept, and a training resumes from its newest checkpoint. A run that
 fails does not stop the others; it is named at the end with its log, and the next call tries it again.
@@ -29,7 +34,7 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 from mmaselect.files import atomic
-from mmaselect.openmm import launch
+from mmaselect.openmm import inherit, launch, swap
 
 TOOLS = Path(__file__).resolve().parent
 PROGRESS = re.compile(r'(?:Iter|Epoch)\(\w+\)(?: *\[[ \d/]+\])+(?:.*?eta: [\d:]+)?|timestep sweep: +\d+%')
@@ -122,6 +127,29 @@ def plan(args):
             runs.append(Run(config, load_config(config, options), seed, args.work_dir / name / f'seed_{seed}', options))
             runs[-1].load()
     return runs, warnings
+
+
+def with_twins(configs, pretrained, folder):
+    """The configs, each that has no DiT followed by its swapped twin, which is written into ``folder``.
+
+    Raises:
+        OSError: A config or the DiT is not there.
+        ValueError: A config cannot be swapped.
+    """
+    found = []
+    for config in configs:
+        path = inherit.find(config)
+        cfg = Config.fromfile(path)
+        found.append(str(path))
+        if any(launch.type_name(node) == 'DiTBackbone' for node in launch.nodes(cfg.get('model'))):
+            continue
+        twin = folder / f'{path.stem}_dit.py'
+        text = inherit.inheriting(config if '::' in config else path, cfg, swap(cfg, pretrained), twin,
+                                  f'{config} on {pretrained}, by tools/compare.py.')
+        with atomic(twin) as part:
+            part.write_text(text)
+        found.append(str(twin))
+    return found
 
 
 # One run
@@ -227,6 +255,7 @@ def complete(run, tell):
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='config files, of mmseg or mmpretrain')
+    parser.add_argument('--swap', metavar='FOLDER_OR_ID', help='compare each config with its twin on this DiT')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='default: 0 1 2')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare'), help='default: work_dirs/compare')
     parser.add_argument('--metrics', nargs='+', default=['mIoU', 'accuracy/top1'], metavar='NAME',
@@ -241,6 +270,9 @@ def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     out = args.out or args.work_dir / 'compare.json'
     try:
+        if args.swap:
+            launch.check_writable(args.work_dir)
+            args.configs = with_twins(args.configs, args.swap, args.work_dir / 'swapped')
         runs, warnings = plan(args)
         launch.check_writable(out.parent, 'the folder', '--out')
     except (OSError, ValueError) as error:

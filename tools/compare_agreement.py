@@ -7,7 +7,7 @@ from mmaselect.openmm import launch
 # that change the speed alone.
 SHARED = ('train_dataloader', 'test_dataloader', 'test_evaluator', 'optim_wrapper', 'param_scheduler', 'train_cfg',
           'model.decode_head', 'model.auxiliary_head', 'model.head', 'model.test_cfg')
-OWN = {'in_channels', 'in_index', 'num_workers', 'persistent_workers', 'pin_memory', 'val_interval'}
+OWN = {'in_channels', 'in_index', 'c1_in_channels', 'num_workers', 'persistent_workers', 'pin_memory', 'val_interval'}
 
 
 def leaves(node, path=''):

@@ -11,8 +11,9 @@ from .hook import AutoTimestepHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .neck import AutoTimestepNeck
 from .safe_load import enable_safe_loading
+from .swap import swap
 
 __all__ = ['AutoTimestepHook', 'AutoTimestepNeck', 'CachedFeatures', 'DiTBackbone', 'FlipLatents',
-           'LayerDecayOptimWrapperConstructor', 'LoadFeatures', 'LoadLatents']
+           'LayerDecayOptimWrapperConstructor', 'LoadFeatures', 'LoadLatents', 'swap']
 
 enable_safe_loading()
