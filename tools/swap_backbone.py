@@ -31,9 +31,16 @@ def parse_args():
     parser.add_argument('--backbone', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
                         help='further options of DiTBackbone, such as frozen=False')
     parser.add_argument('--neck', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-                        help='further options of AutoTimestepNeck, such as norm=channel')
+                        help='further options of AutoTimestepNeck, such as selection.num_images=64')
     parser.add_argument('--out', type=Path, metavar='FILE', help='config to write, which must not exist')
     return parser, parser.parse_args()
+
+
+def nested(options):
+    """{'selection.num_images': 64} -> {'selection': {'num_images': 64}}"""
+    cfg = Config()
+    cfg.merge_from_dict(options)
+    return cfg.to_dict()
 
 
 def table(readers):
@@ -62,10 +69,10 @@ def main():
     try:
         path = inherit.find(args.config)
         cfg = Config.fromfile(path)
-        found = explain(cfg, args.pretrained, args.taps, backbone=args.backbone, neck=args.neck)
+        found = explain(cfg, args.pretrained, args.taps, backbone=nested(args.backbone), neck=nested(args.neck))
         text = inherit.inheriting(args.config if '::' in args.config else path, cfg, found.cfg, args.out or 'swapped.py',
                                   f'{args.config} on {args.pretrained}, by tools/swap_backbone.py.')
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:  # the last three: MMEngine's, of a config
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError) as error:  # the last four: MMEngine's
         parser.error(f'{args.config}: {error}')
     print('\n'.join([*difference(cfg, found.cfg), '', *table(found.readers)]))
     for remark in found.remarks:

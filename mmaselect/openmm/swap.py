@@ -4,21 +4,20 @@
 meta device: shapes without weights, in about a second.
 """
 import copy
-import functools
-import importlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 
 from mmaselect.extract import resolve
 from mmaselect.extract.sizes import Sizes, sizes
 
 from .launch import nodes, type_name
+from .outline import SwapError, built, heads, image_size, importable, outline, readers, several, without_weights
 
 TOOLBOXES = {'EncoderDecoder': 'mmseg', 'CascadeEncoderDecoder': 'mmseg', 'ImageClassifier': 'mmpretrain'}
 SCALES = (4, 2, 1, 0.5)  # that the neck can give of a map
@@ -41,10 +40,6 @@ LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerCons
                'LearningRateDecayOptimWrapperConstructor')
 OUTLINES = {}  # of backbones that were looked at
 HOOK = dict(type='mmaselect.AutoTimestepHook')
-
-
-class SwapError(ValueError):
-    """The config cannot be swapped. The message names what stands against it, and why."""
 
 
 @dataclass
@@ -366,91 +361,8 @@ class _Classifier(_Swap):
         self.readers.append(Reader('head', type_name(head), [(head['in_channels'], stride, tuple(self.taps))]))
 
 
-def heads(model: Mapping) -> Iterator[tuple[str, dict]]:
-    """Place and config of each head, those in lists too."""
-    for key in ('decode_head', 'auxiliary_head', 'head'):
-        found = model.get(key)
-        for k, head in enumerate(found if several(found) else [found] if found else ()):
-            yield f'{key}[{k}]' if several(found) else key, head
-
-
-def readers(model: Mapping) -> Iterator[tuple[str, dict]]:
-    """As ``heads``, with the part of K-Net's head that reads the maps, its first round, in its place."""
-    for place, head in heads(model):
-        inner = head.get('kernel_generate_head')
-        yield (f'{place}.kernel_generate_head', inner) if isinstance(inner, dict) else (place, head)
-
-
-def several(value) -> bool:
-    return isinstance(value, (list, tuple))
-
-
-def built(config: Mapping, device: str) -> torch.nn.Module:
-    """A module in evaluation mode, on the meta device without weights."""
-    linspace = torch.linspace
-    torch.linspace = functools.partial(linspace, device='cpu')  # from which backbones read their rates of stochastic depth
-    try:
-        with torch.device(device):
-            module = MODELS.build(copy.deepcopy(config))
-    finally:
-        torch.linspace = linspace
-    module.eval()  # which returns nothing where a backbone of the toolboxes forgot to
-    return module
-
-
-def outline(backbone: Mapping, neck: Mapping | None) -> tuple[list[float], list[float]]:
-    """Pixels per cell of the maps that a backbone gives, and of those that come out of the neck behind it.
-
-    Raises:
-        SwapError: They cannot be built.
-    """
-    size = backbone.get('img_size') or 512
-    height, width = (size, size) if isinstance(size, int) else size
-    errors = []
-    for device in ('meta', 'cpu'):
-        try:
-            body, behind = (part and built(part, device) for part in (backbone, neck))
-            maps = body(torch.zeros(1, 3, height, width, device=device))
-            maps = list(maps) if several(maps) else [maps]
-            found = list(behind(maps)) if behind else maps
-            return tuple([height / (one[0] if several(one) else one).shape[2] for one in some] for some in (maps, found))
-        except Exception as error:  # whatever a toolbox's or a user's own backbone raises
-            errors.append(error)
-    raise SwapError(f'the levels of {type_name(backbone)} are not known, since it cannot be built: {type(errors[0]).__name__}: '
-                    f'{errors[0]}')
-
-
-def importable(module: str) -> bool:
-    try:
-        importlib.import_module(module)
-    except ImportError:
-        return False
-    return True
-
-
-def without_weights(config: Mapping) -> dict:
-    """A backbone's config that loads nothing when it is built."""
-    return {key: False if key == 'pretrained' and value is True else None if key in ('pretrained', 'init_cfg') else value
-            for key, value in config.items()}
-
-
 def spread(depth: int, count: int) -> tuple[tuple[int, str], ...]:
     """Block outputs for ``count`` levels, evenly between 0.3 and 0.7 of the depth; one for all where there are too few blocks."""
     places = [0.3 + 0.4 * k / (count - 1) for k in range(count)] if count > 1 else [0.5]
     blocks = sorted({min(depth - 1, round(depth * place)) for place in places})
     return tuple((block, 'hidden') for block in (blocks if len(blocks) == count else [min(depth - 1, round(0.7 * depth))]))
-
-
-def image_size(tree: Mapping, default: tuple[int, int] | None = (512, 512)) -> tuple[int, int] | None:
-    """Height and width of the training images: where the pipeline cuts them last, else as the preprocessor pads them."""
-    found = None
-    for node in nodes(tree.get('train_dataloader')):
-        kind, value = type_name(node), node.get('crop_size') or node.get('scale') or node.get('size')
-        if ('Crop' in kind or kind == 'Resize') and isinstance(value, (int, list, tuple)):
-            value = (value, value) if isinstance(value, int) else tuple(value)
-            if len(value) == 2 and all(isinstance(side, int) for side in value):
-                found = value if 'crop_size' in node or 'Crop' in kind else value[::-1]  # Resize has (width, height)
-    size = ((tree.get('model') or {}).get('data_preprocessor') or {}).get('size')
-    if found is None and size:
-        found = (size, size) if isinstance(size, int) else tuple(size)
-    return found or default

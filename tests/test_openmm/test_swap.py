@@ -132,7 +132,7 @@ def test_taps():
 
 
 def test_several_timesteps_widen_what_heads_read():
-    cfg = swap(stock(PSP), backbone=dict(arch=ARCH, timestep=[50, 300]), neck=dict(timesteps=2))
+    cfg = swap(stock(PSP), backbone=dict(arch=ARCH, timestep=[50, 300]), neck=dict(selection=dict(num_timesteps=2)))
     assert cfg.model.decode_head.in_channels == 32
     zoo.step(cfg)
 

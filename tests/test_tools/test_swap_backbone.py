@@ -23,7 +23,7 @@ def tools_on_path(monkeypatch):
 
 def test_prints_a_diff_and_a_table_and_writes_a_config(tmp_path, capsys):
     out = tmp_path / 'psp.py'
-    options = ['--pretrained', DIT, '--taps', '2.hidden', '5.query', '--neck', 'norm=channel']
+    options = ['--pretrained', DIT, '--taps', '2.hidden', '5.query', '--neck', 'norm=channel', 'selection.num_images=64']
     printed = runs.run_here(TOOL, PSP, *options, '--out', out)
     assert re.search(r"^-.*type='ResNetV1c'", printed, re.MULTILINE)
     assert re.search(r"^\+.*type='mmaselect.DiTBackbone'", printed, re.MULTILINE)
@@ -31,6 +31,7 @@ def test_prints_a_diff_and_a_table_and_writes_a_config(tmp_path, capsys):
     assert 'pixels meet a DiT that was trained at 64x64' in capsys.readouterr().err
     cfg = Config.fromfile(out)
     assert cfg.model.backbone.taps == [(2, 'hidden'), (5, 'query')] and cfg.model.neck.norm == 'channel'
+    assert cfg.model.neck.selection == dict(num_images=64)
     assert cfg.train_dataloader == Config.fromfile(inherit.find(PSP)).train_dataloader
 
 
@@ -50,6 +51,7 @@ def test_bad_input(tmp_path, capsys):
     assert 'reads the three branches' in refused(
         capsys, 'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py', '--pretrained', DIT)
     assert "neither a folder nor a model" in refused(capsys, PSP, '--pretrained', tmp_path / 'no_dit')
+    assert 'no_such_option' in refused(capsys, PSP, '--pretrained', DIT, '--neck', 'no_such_option=1')
     assert 'BLOCK.NAME' in refused(capsys, PSP, '--pretrained', DIT, '--taps', 'deepest')
     other = tmp_path / 'detector.py'
     other.write_text("default_scope = 'mmdet'\nmodel = dict(type='FasterRCNN', backbone=dict(type='ResNet'))\n")
@@ -59,8 +61,8 @@ def test_bad_input(tmp_path, capsys):
 # The docs' page
 
 PAGE = runs.ROOT / 'docs' / 'your_config.md'
-SHORT = ['--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'model.neck.candidates=[40,150]',
-         'model.neck.num_images=4', *(f'{part}_dataloader.num_workers=0' for part in ('train', 'val', 'test'))]
+SHORT = ['--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'model.neck.selection.candidates=[40,150]',
+         'model.neck.selection.num_images=4', *(f'{part}_dataloader.num_workers=0' for part in ('train', 'val', 'test'))]
 
 
 def blocks(language):
