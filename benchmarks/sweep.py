@@ -22,7 +22,6 @@ from torch.multiprocessing import start_processes
 from tqdm import tqdm
 
 from mmaselect.extract import Extractor, seeded_noise
-from mmaselect.extract.draws import draw
 from mmaselect.extract.noise import mix
 from mmaselect.openmm import launch
 from mmaselect.selection import SelectionPolicy, TensorImages, sweep
@@ -75,7 +74,7 @@ def naive(extractor, images, candidates, score):
                 if score.augmented:
                     seen, _ = augment(image, torch.Generator().manual_seed(mix(SEED, index, view, 'augmentation')))
                 latent = extractor.encoder(seen[None].to(device))
-                noise = draw(latent, draws=score.views)[view]
+                noise = extractor.draw(latent, draws=score.views)[view]
                 tokens = forward(process.add(latent, t, noise).to(dtype), t.to(device))
                 maps.append(on_grid(tokens, [side // extractor.family.patch_size for side in latent.shape[-2:]]))
                 forwards += 1

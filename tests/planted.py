@@ -35,6 +35,9 @@ class Planted(nn.Module):
         self.calls.append(('encode', len(images)))
         return images
 
+    def draw(self, latent, *args):
+        return draw(latent, *args)
+
     def features(self, latent, t, noise):
         self.calls.append(('forward', len(latent)))
         colour = latent.mean((2, 3), keepdim=True)

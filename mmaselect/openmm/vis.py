@@ -14,7 +14,6 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from tqdm import tqdm
 
-from mmaselect.extract import seeded_noise
 from mmaselect.pictures import as_picture, feature_colours, grid, noise_level
 from mmaselect.selection import SelectionPolicy
 from mmaselect.selection.candidates import candidate_grid
@@ -66,7 +65,7 @@ class Scene:
         latents = [self.extractor.encoder(image[None]) for image in self.images]
         if self.backbone.noise == 'none':
             return latents, [None] * len(latents)
-        return latents, [seeded_noise(x.shape[1:], self.backbone.seed)[None].to(x.device) for x in latents]
+        return latents, [self.extractor.draw(x, seed=self.backbone.seed)[0] for x in latents]
 
     def file(self, index):
         """Where the picture of an image goes."""
