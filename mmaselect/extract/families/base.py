@@ -1,5 +1,6 @@
 """What the families share: how they register, the sizes of a model, the buffers of its null condition, and reading it."""
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -67,12 +68,12 @@ class Family(nn.Module):
         return [(block, kind) for kind in self.kinds for block in self.model.get_submodule(kind.path)]
 
     def block_of(self, name: str) -> int | None:
-        """The block that a parameter or module of the model is in, by its name in it; None where it is in none."""
+        """The block that a parameter or module is in, by its name in the model or in what holds it; None where it is in none."""
         start = 0
         for kind in self.kinds:
-            head, found, rest = name.rpartition(f'{kind.path}.')
-            if found and (not head or head.endswith('.')):
-                return start + int(rest.partition('.')[0])
+            found = re.search(rf'(?:^|\.){re.escape(kind.path)}\.(\d+)\.', name)
+            if found:
+                return start + int(found[1])
             start += len(self.model.get_submodule(kind.path))
         return None
 

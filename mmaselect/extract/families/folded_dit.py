@@ -1,5 +1,6 @@
 """What ``fold`` makes of a DiT: the ViT that it is at fixed timesteps, with fused queries, keys and values."""
 import functools
+import re
 
 import torch
 import torch.nn.functional as F
@@ -182,8 +183,8 @@ class FoldedDiT(nn.Module):
         return self.blocks[index](state, condition[index], need)
 
     def block_of(self, name):
-        head, found, rest = name.rpartition('blocks.')
-        return int(rest.partition('.')[0]) if found and not head else None
+        found = re.search(r'(?:^|\.)blocks\.(\d+)\.', name)
+        return int(found[1]) if found else None
 
     def channels(self, tap):
         return self.width
