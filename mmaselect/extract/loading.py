@@ -227,7 +227,7 @@ def _unreachable(source, error):
 
 
 def _weights(files, variant, part):
-    """Of the names in a part's folder, the variant to load and the files with its weights, safetensors where there are any.
+    """Of the names of files in a part, the variant to load and the files with its weights, safetensors where there are any.
 
     Raises:
         ValueError: There are only other variants.
@@ -242,11 +242,11 @@ def _weights(files, variant, part):
         return None, []
     if variant is None and None not in found and len(found) == 1:
         variant, = found  # such as fp16 alone
-    elif variant not in found and part != 'transformer' and None in found:
+    elif variant not in found and not part.endswith('transformer') and None in found:
         variant = None  # many repositories have variants of the transformer alone
     if variant not in found:
         names = ', '.join(repr(name) for name in found if name)
-        raise ValueError(f'{part}/ has no weights of variant={variant!r}: there are {names}')
+        raise ValueError(f'{part} has no weights of variant={variant!r}: there are {names}')
     of_it = found[variant]
     chosen = of_it.get('safetensors') or of_it['bin']
     return variant, chosen
@@ -273,6 +273,8 @@ def _load(cls, folder, part, *, variant=None, dtype=None, single_file=None):
     options = dict(torch_dtype=dtype, local_files_only=True)
     # With accelerate large weights are in memory once, and in their dtype. Classes that keep layers in float32 need it.
     options['low_cpu_mem_usage'] = is_accelerate_available()
+    if single_file is None:
+        variant = _weights([path.name for path in (folder / part).iterdir()], variant, f'{folder}/{part}')[0]
     verbosity = diffusers.utils.logging.get_verbosity()
     try:
         diffusers.utils.logging.set_verbosity(logging.CRITICAL)  # what does not fit is said below, in one sentence
@@ -280,7 +282,6 @@ def _load(cls, folder, part, *, variant=None, dtype=None, single_file=None):
             model, info = cls.from_single_file(str(single_file), config=str(folder), subfolder=part, **options), {}
             info['missing_keys'] = [name for name, value in model.named_parameters() if value.is_meta]
         else:
-            variant = _weights([path.name for path in (folder / part).iterdir()], variant, part)[0]
             model, info = cls.from_pretrained(folder, subfolder=part, variant=variant, output_loading_info=True, **options)
     except Exception as error:  # safetensors, torch and diffusers raise many kinds for a damaged or mismatched file
         if _is_refusal(error):

@@ -201,7 +201,7 @@ def test_a_variant_is_taken_where_there_are_others(folder, saved):
     half.save_pretrained(folder / 'transformer', variant='ema')
     plain, ema = (loading.from_pretrained(folder, variant=variant).transformer.proj_out_2.bias for variant in (None, 'ema'))
     torch.testing.assert_close(ema, plain + 1)  # and the VAE, which has no such files, is there too
-    with pytest.raises(ValueError, match="transformer/ has no weights of variant='fp16': there are 'ema'"):
+    with pytest.raises(ValueError, match="dit/transformer has no weights of variant='fp16': there are 'ema'"):
         loading.from_pretrained(folder, variant='fp16')
 
 
