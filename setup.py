@@ -36,8 +36,8 @@ setup(
     package_data={'mmaselect.report': ['page.html']},
     cmdclass=dict(build_py=BuildWithMim),
     python_requires='>=3.10',
-    install_requires=['torch>=2.1', 'torchvision', 'diffusers>=0.35', 'safetensors', 'numpy', 'matplotlib>=3.7', 'tqdm', 'jinja2',
-                      'pillow>=10.1', 'packaging'],
+    install_requires=['torch>=2.1', 'torchvision', 'diffusers>=0.35', 'accelerate', 'safetensors', 'numpy', 'matplotlib>=3.7',
+                      'tqdm', 'jinja2', 'pillow>=10.1', 'packaging'],
     extras_require={
         # The OpenMMLab stack, one of the two and never both: they provide modules of the same names.
         'onedl': ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'onedl-mmpretrain', 'ftfy', 'regex'],
