@@ -35,9 +35,6 @@ class Planted(nn.Module):
         self.calls.append(('encode', len(images)))
         return images
 
-    def draw(self, latent, *args):
-        return draw(latent, *args)
-
     def features(self, latent, t, noise):
         self.calls.append(('forward', len(latent)))
         colour = latent.mean((2, 3), keepdim=True)
