@@ -6,7 +6,7 @@ import torch.nn.functional as F
 PENALTIES = 1.0, 0.1, 1e-2, 1e-3  # on the squared weights of standardised features, per sample
 ITERATIONS = 100  # of L-BFGS at most
 MOST = 100_000  # cells of masks that a head is fitted to: a random choice of them where there are more
-FOLDS, CROSS = 5, 1000  # up to so many samples all folds are held out in turn, and above one
+FOLDS, CROSS = 5, 200  # up to so many samples all folds are held out in turn, and above one
 TOGETHER = 32  # masks that are compared at a time
 
 
