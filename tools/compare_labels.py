@@ -17,17 +17,13 @@ Results are kept: the same command goes on where it was stopped, and rows of oth
 import argparse
 import hashlib
 import json
-import os
-import shlex
-import statistics
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import compare_agreement
 import compare_heads
-import compare_table
+import compare_rows
 import numpy as np
 import torch
 from compare import RunError, call, load_config, progress
@@ -42,7 +38,6 @@ from mmaselect.openmm.modules import find_module
 DETAIL = 4  # parts of a cell along each side that a head for masks predicts
 PIXELS = 32  # raw pixels are of images reduced to at most so many along each side
 SVM_LABELS = 10_000  # up to which the SVM is trained
-NAMES = dict(pixels='raw pixels, logistic regression', svm='raw pixels, RBF SVM')
 
 
 @dataclass
@@ -73,6 +68,17 @@ class Results:
             with atomic(self.path) as part:
                 part.write_text(json.dumps(self.found, indent=1) + '\n')
         return self.found[name]
+
+
+def fill(method, wanted, results, compute, **key):
+    """The method with its results ``compute(labels, seed)`` of all numbers of labels and their seeds."""
+    for count, seeds in wanted.items():
+        for seed in seeds:
+            value, seconds = results.get(lambda count=count, seed=seed: compute(count, seed), labels=count, seed=seed, **key)
+            method.values.setdefault(count, {})[seed] = value
+            method.seconds += seconds
+            print(f'{method.name}, {count or "all"} labels, seed {seed}: {value:.2f}', flush=True)
+    return method
 
 
 # Samples
@@ -232,16 +238,10 @@ def measure_frozen(args, config, runner, results):
         fixed = number or (ts != [None] and cfg.model.backbone.get('timestep') is not None)
         method = Method(name + (f', t = {"+".join(map(str, ts))}' if fixed else ''), str(config),
                         None if ts == [None] else ts, parameters_of(cfg, train[0, 0].shape[0]), extraction)
-        for count, seeds in wanted.items():
-            for seed in seeds:
-                rows = [where[place] for place in sample(count, seed, size)]
-                value, seconds = results.get(
-                    lambda rows=rows, number=number: score(cfg, train[rows, number], labels[rows], test[:, number], truth),
-                    config=name, key=key, timestep=ts, labels=count, seed=seed)
-                method.values.setdefault(count, {})[seed] = value
-                method.seconds += seconds
-                print(f'{method.name}, {count or "all"} labels, seed {seed}: {value:.2f}', flush=True)
-        methods.append(method)
+        def compute(count, seed, number=number):
+            rows = [where[place] for place in sample(count, seed, size)]
+            return score(cfg, train[rows, number], labels[rows], test[:, number], truth)
+        methods.append(fill(method, wanted, results, compute, config=name, key=key, timestep=ts))
     return methods
 
 
@@ -258,19 +258,13 @@ def measure_trained(args, config, cfg, results):
     init_default_scope(cfg.default_scope)
     method.trained = sum(p.numel() for p in MODELS.build(cfg.model).parameters() if p.requires_grad)
     size = len(caching.dataset_of(whole_set(cfg), 'train')[0])
-    for count in args.labels:
-        for seed in seeds_of(count, args.seeds, size):
-            folder = args.work_dir / name / f'{count or "all"}_{seed}'
-            options = [*args.cfg_options, f'randomness.seed={seed}']
-            if count is not None:
-                options.append(f'train_dataloader.dataset.indices={list(sample(count, seed, size))}'.replace(' ', ''))
-            value, seconds = results.get(
-                lambda folder=folder, options=options: train_and_test(config, folder, options), config=name,
-                model=repr(cfg.model), schedule=repr(cfg.train_cfg), labels=count, seed=seed)
-            method.values.setdefault(count, {})[seed] = value
-            method.seconds += seconds
-            print(f'{name}, {count or "all"} labels, seed {seed}: {value:.2f}', flush=True)
-    return [method]
+
+    def compute(count, seed):
+        places = count and list(sample(count, seed, size))
+        options = [*args.cfg_options, f'randomness.seed={seed}', f'train_dataloader.dataset.indices={places}'.replace(' ', '')]
+        return train_and_test(config, args.work_dir / name / f'{count or "all"}_{seed}', options)
+    wanted = {labels: seeds_of(labels, args.seeds, size) for labels in args.labels}
+    return [fill(method, wanted, results, compute, config=name, model=repr(cfg.model), schedule=repr(cfg.train_cfg))]
 
 
 def train_and_test(config, folder, options):
@@ -297,20 +291,15 @@ def measure_pixels(args, config, runner, results):
                              results)
     (train, labels), (test, truth) = ((x[:, 0].float(), y) for x, y in found)
     where = {place: k for k, place in enumerate(parts['train'])}
-    methods = []
-    for kind, name in NAMES.items():
-        method = Method(name, None, trained=parameters_of(cfg, train.shape[1]) if kind == 'pixels' else None)
-        for count, seeds in wanted.items():
-            for seed in seeds if kind == 'pixels' or (count or size) <= SVM_LABELS else ():
-                rows = [where[place] for place in sample(count, seed, size)]
-                value, seconds = results.get(
-                    lambda rows=rows, kind=kind: score(cfg, train[rows], labels[rows], test, truth) if kind == 'pixels'
-                    else svm(train[rows], labels[rows], test, truth), data=data, kind=kind, key=key, labels=count, seed=seed)
-                method.values.setdefault(count, {})[seed] = value
-                method.seconds += seconds
-                print(f'{name}, {count or "all"} labels, seed {seed}: {value:.2f}', flush=True)
-        methods.append(method)
-    return methods
+    rows = {(count, seed): [where[place] for place in sample(count, seed, size)]
+            for count, seeds in wanted.items() for seed in seeds}
+    linear = Method('raw pixels, logistic regression', None, trained=parameters_of(cfg, train.shape[1]))
+    fill(linear, wanted, results, lambda *which: score(cfg, train[rows[which]], labels[rows[which]], test, truth), key=key,
+         kind='linear')
+    few = {count: seeds for count, seeds in wanted.items() if (count or size) <= SVM_LABELS}
+    kernel = Method('raw pixels, RBF SVM', None)
+    fill(kernel, few, results, lambda *which: svm(train[rows[which]], labels[rows[which]], test, truth), key=key, kind='svm')
+    return [linear, kernel]
 
 
 class Pixels(torch.nn.Module):
@@ -326,54 +315,7 @@ def svm(train, labels, test, truth):
     return 100 * SVC(C=10, gamma='scale').fit(train.numpy(), labels.numpy()).score(test.numpy(), truth.numpy())
 
 
-# The table
-
-
-def rows_of(cfg, methods):
-    """A row per number of labels and method; then, where several timesteps of a config were tried, the best in hindsight."""
-    data, metric = compare_agreement.data_of(cfg), 'accuracy' if 'head' in cfg.model else 'mIoU'
-    rows = []
-    for method in methods:
-        for labels, values in method.values.items():
-            numbers = list(values.values())
-            rows.append(dict(
-                data=data, labels=labels or 'all', method=method.name, metric=metric, mean=statistics.mean(numbers),
-                std=statistics.stdev(numbers) if len(numbers) > 1 else None, seeds=list(values), values=numbers,
-                timestep=method.timestep, trained=method.trained, minutes=method.seconds / 60, config=method.config))
-    for config in dict.fromkeys(method.config for method in methods if method.timestep and len(method.timestep) == 1):
-        for labels in dict.fromkeys(row['labels'] for row in rows):
-            tried = [row for row in rows if row['config'] == config and row['labels'] == labels]
-            if len(tried) > 1:
-                best = max(tried, key=lambda row: row['mean'])
-                rows.append(dict(best, method=f'{Path(config).stem}, best of {len(tried)} timesteps in hindsight'))
-    return sorted(rows, key=lambda row: (row['labels'] == 'all', row['labels'] if row['labels'] != 'all' else 0))
-
-
-def markdown(rows):
-    """The rows as a table."""
-    lines = ['| data | labels | method | metric | result | seeds | timestep | trained | minutes |', '|' + '---|' * 9]
-    for row in rows:
-        result = f"{row['mean']:.1f}" + ('' if row['std'] is None else f" ± {row['std']:.1f}")
-        lines.append('| ' + ' | '.join([
-            row['data'], str(row['labels']), row['method'], row['metric'], result, str(len(row['seeds'])),
-            '+'.join(map(str, row['timestep'] or [])), '' if row['trained'] is None else f"{row['trained']:,}",
-            f"{row['minutes']:.1f}"]) + ' |')
-    return '\n'.join(lines) + '\n'
-
-
-def write_table(out, cfg, methods, note):
-    """Writes ``out`` and its table; rows of other data that it holds stay."""
-    rows = rows_of(cfg, methods)
-    before = json.loads(out.read_text()) if out.is_file() else {}
-    kept = [row for row in before.get('rows', []) if 'labels' in row and row['data'] != rows[0]['data']]
-    commands = {**before.get('commands', {}), rows[0]['data']: shlex.join(['python', *sys.argv])}
-    rows = sorted([*kept, *rows], key=lambda row: row['data'])
-    with atomic(out) as part:
-        part.write_text(json.dumps(dict(
-            commands=commands, commit=compare_table.commit(), cores=os.cpu_count(), note=note, rows=rows), indent=1) + '\n')
-    with atomic(out.with_suffix('.md')) as part:
-        part.write_text(markdown(rows))
-    return markdown([row for row in rows if row not in kept])
+# The command line
 
 
 def parse_args():
@@ -423,7 +365,7 @@ def main():
         except RunError as error:
             failures.append(f'{config}: {error}')
             continue
-        table = write_table(out, first, methods, args.note)
+        table = compare_rows.write(out, first, methods, args.note)
     print(f'\n{table}\nwrote {out} and {out.with_suffix(".md").name}')
     if failures:
         parser.exit(1, ''.join(f'failed: {failure}\n' for failure in failures))

@@ -1,12 +1,15 @@
 """tools/compare_labels.py and its heads: against scikit-learn, by hand, and end to end on tiny models and data."""
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 import runs
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
+
+from mmaselect.openmm import launch
 
 TOOLS = runs.ROOT / 'tools'
 CLS, SEG = 'aselect_cifar10', 'aselect_camvid'
@@ -105,6 +108,31 @@ def test_segmentation_beside_rows_of_other_data(data, tmp_path, monkeypatch):
     ours = [row for row in found['rows'] if row['data'] == 'camvid']
     assert {row['metric'] for row in ours} == {'mIoU'} and all(0 <= row['mean'] <= 100 for row in ours)
     assert all(row['seeds'] == [0, 1, 2] for row in ours) and '| camvid ' in (tmp_path / 'compare.md').read_text()
+
+
+def test_a_backbone_from_nothing_is_trained_on_the_sample_of_each_seed(data, tmp_path, monkeypatch):
+    """tools/train.py and tools/test.py only pretend; what they are told is what counts."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    told = []
+
+    def call(tool, arguments, log, tick):
+        words = [str(word) for word in arguments]
+        told.append((tool, next(word.partition('=')[2] for word in words if '.indices=' in word)))
+        if tool == 'test.py':
+            folder = Path(words[words.index('--work-dir') + 1], 'now')
+            folder.mkdir(parents=True)
+            (folder / 'metrics.json').write_text(json.dumps({'accuracy/top1': 10.0 * len(told)}))
+        return 0.0
+    monkeypatch.setattr(importlib.import_module('compare'), 'call', call)
+    monkeypatch.setattr(launch, 'latest_checkpoint', lambda folder: 'x.pth')
+    config = runs.ROOT / 'configs' / 'baselines' / 'resnet18_cifar10_few.py'
+    roots = [f'{split}_dataloader.dataset.data_root={data / "cifar10"}' for split in ('train', 'val', 'test')]
+    runs.run_here(TOOLS / 'compare_labels.py', config, '--labels', 4, 'all', '--seeds', 0, 1, '--work-dir', tmp_path,
+                  '--cfg-options', *roots)
+    assert told == [(tool, places) for places in ('[0,1,2,3]', '[4,5,6,7]', 'None') for tool in ('train.py', 'test.py')]
+    few, whole = json.loads((tmp_path / 'compare.json').read_text())['rows']
+    assert (few['values'], few['timestep'], few['labels']) == ([20.0, 40.0], None, 4)
+    assert (whole['values'], whole['labels']) == ([60.0], 'all') and few['trained'] > 11e6
 
 
 @pytest.mark.parametrize('arguments, message', [
