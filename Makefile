@@ -150,7 +150,7 @@ $(PIXELS):
 	$(BIN)/python tools/pretrain_dit.py $(@D) $(IMAGES) --work-dir work_dirs/pixel_dit --dit-steps 2000 --pixels --size 32 --half
 
 work_dirs/flow_dit/loss.png: | $(PRETRAINING)
-	$(BIN)/python tools/pretrain_dit.py $(@D) $(IMAGES) --work-dir $(@D)_work --dit-steps 3000 --flow --vae configs/fashion_dit
+	$(BIN)/python tools/pretrain_dit.py $(@D) $(IMAGES) --work-dir $(@D)_work --dit-steps 3000 --prediction flow --vae configs/fashion_dit
 
 $(MAE):
 	$(MAKE) $(PRETRAINING)  # not a prerequisite either

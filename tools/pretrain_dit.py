@@ -1,194 +1,190 @@
-"""Pretrains a small DiT on unlabelled images, from nothing, on one machine.
+"""Pretrains a DiT on unlabelled images, from nothing or from a folder of weights, on one machine.
 
     python tools/pretrain_dit.py OUT IMAGES [IMAGES ...] --work-dir work_dirs/pretrain
+    torchrun --nproc_per_node 8 tools/pretrain_dit.py OUT IMAGES [IMAGES ...] --arch DiT-B --bf16 --compile
 
-IMAGES are folders of PNG or JPEG files, or idx files as Fashion-MNIST's. First an AutoencoderKL (stride 4, four latent
-channels) is trained to reconstruct them, then a DiT (Peebles and Xie 2023, arXiv:2212.09748; epsilon prediction, T=1000,
-linear betas, exponential moving average of the weights) to denoise their latents, with no labels: every image carries the
-null class. OUT gets the result in DiTPipeline layout (transformer/, vae/, scheduler/), the loss curve and a grid of samples.
-With --pixels there is no VAE and the DiT works on the images themselves, in patches of 4; with --flow it predicts the
-velocity of flow matching instead (Lipman et al. 2023, arXiv:2210.02747; with a DiT, this is SiT, arXiv:2401.08740).
+IMAGES are folders of PNG or JPEG files, or idx files as Fashion-MNIST's. First an AutoencoderKL is trained to reconstruct them,
+then a DiT (Peebles and Xie 2023, arXiv:2212.09748) to denoise their latents, with no labels: every image carries the null class.
+OUT gets the result in DiTPipeline layout (transformer/, vae/, scheduler/) with the moving average of the weights, the curves and
+a grid of samples. With --pixels there is no VAE and the DiT works on the images themselves.
 
-Both stages write a checkpoint into the work dir every few minutes and go on from it when the command is given again.
-Each step's images, noise and timesteps depend on (seed, step) alone, so an interrupted run ends as an uninterrupted one.
+Both stages write a checkpoint into the work dir every few minutes and go on from it when the command is given again. Each step's
+images, noise and timesteps depend on (seed, step) alone, so an interrupted run ends as an uninterrupted one. The learning rate
+is constant after its warm-up and falls to zero over the last --decay of the steps, so --dit-steps may be changed before that.
 """
 import argparse
-import contextlib
-import copy
-import csv
+import hashlib
+import json
 import math
-import time
+import os
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from denoising import Denoiser, patches, take
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
-from PIL import Image
+from pretrain_data import augment, batch_indices, read_images, to_tensor
+from pretrain_loop import RANK, WORLD, fit, precision, say, share
+from probe_dit import left_out_accuracy, pooled, read_labelled
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torchvision.datasets.mnist import read_image_file
+from torch import distributed
 from torchvision.utils import save_image
+from tqdm import tqdm
 
 from mmaselect.extract.noise import NoiseProcess
 from mmaselect.files import atomic
 
-try:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-except ImportError:  # torch before 2.3, which leaves no choice
-    sdpa_kernel = None
-
-VAE = dict(block_out_channels=(16, 32, 64), down_block_types=('DownEncoderBlock2D',) * 3,
-           up_block_types=('UpDecoderBlock2D',) * 3, layers_per_block=1, latent_channels=4, norm_num_groups=8)
-DIT = dict(num_attention_heads=4, attention_head_dim=32, num_layers=8, norm_type='ada_norm_zero', num_embeds_ada_norm=1)
+ARCHS = {name: dict(depth=depth, width=width, heads=heads) for name, depth, width, heads in (
+    ('demo', 8, 128, 4), ('DiT-Ti', 12, 192, 3), ('DiT-S', 12, 384, 6), ('DiT-B', 12, 768, 12), ('DiT-L', 24, 1024, 16),
+    ('DiT-XL', 28, 1152, 16))}
 DDPM = dict(num_train_timesteps=1000, beta_schedule='linear', beta_start=1e-4, beta_end=0.02, clip_sample=False)
-
-
-def read_images(sources, size):
-    """All images of the folders and idx files, as uint8 (N, size, size, 3)."""
-    images = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            files = sorted(p for p in source.rglob('*') if p.suffix.lower() in ('.png', '.jpg', '.jpeg'))
-            pictures = map(Image.open, files)
-        else:
-            try:
-                pictures = map(Image.fromarray, read_image_file(source).numpy())
-            except Exception as error:  # torchvision asserts, and raises what a wrong length raises
-                raise SystemExit(f'{source} is neither a folder nor an idx file of images: {error!r}') from error
-        found = [np.asarray(p.convert('RGB').resize((size, size), Image.BILINEAR)) for p in pictures]
-        if not found:
-            raise SystemExit(f'{source} has no PNG or JPEG files')
-        print(f'{len(found)} images from {source}', flush=True)
-        images += found
-    return np.stack(images)
-
-
-def batch_indices(seed, step, size, count):
-    """Which images a step sees, (size,): random with replacement, from (seed, step) alone."""
-    return torch.randint(count, (size,), generator=torch.Generator().manual_seed(seed * 10_000_019 + step))
-
-
-def to_tensor(images):
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # (B, 3, H, W) in [-1, 1]
-
-
-def learning_rate(step, steps, peak):
-    return peak * min(1, (step + 1) / 200) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def fit(name, model, loss_of, steps, peak, args):
-    """Trains ``model`` with AdamW on ``loss_of(step)``; resumes from its checkpoint. The EMA, losses and seconds."""
-    checkpoint, log = args.work_dir / f'{name}.pth', args.work_dir / f'{name}_loss.csv'
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0)
-    ema, first, losses, seconds = copy.deepcopy(model).requires_grad_(False), 0, [], 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state['model'])
-        ema.load_state_dict(state['ema'])
-        optimizer.load_state_dict(state['optimizer'])
-        first, losses, seconds = state['step'], state['losses'], state['seconds']
-        print(f'{name}: goes on from step {first}', flush=True)
-
-    def save(step):
-        with atomic(checkpoint) as part:
-            torch.save(dict(model=model.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), step=step,
-                            losses=losses, seconds=seconds + time.time() - start), part)
-        with atomic(log) as part, open(part, 'w', newline='') as file:
-            csv.writer(file).writerows([('step', 'loss'), *losses])
-
-    start = saved = time.time()
-    total = torch.zeros((), device=args.device)
-    for step in range(first, steps):
-        for group in optimizer.param_groups:
-            group['lr'] = learning_rate(step, steps, peak)
-        loss = loss_of(step)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        decay = min(0.999, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-        total += loss.detach()
-        if (step + 1) % 100 == 0:
-            losses.append((step + 1, round(total.item() / 100, 5)))
-            total.zero_()
-            pace = (step + 1 - first) / (time.time() - start)
-            print(f'{name} {step + 1}/{steps} loss {losses[-1][1]} {pace:.2f} it/s', flush=True)
-            if time.time() - saved > 60 * args.save_minutes:
-                save(step + 1)
-                saved = time.time()
-    if first < steps:
-        save(steps)
-    return ema.eval(), losses, seconds + time.time() - start
-
-
-def precision(args):
-    """Mixed precision where asked for. On a CPU, PyTorch's fused attention is slow in bfloat16: plain matmuls are not."""
-    context = contextlib.ExitStack()
-    if args.bf16:
-        device = torch.device(args.device).type
-        context.enter_context(torch.autocast(device, torch.bfloat16))
-        if device == 'cpu' and sdpa_kernel:
-            context.enter_context(sdpa_kernel(SDPBackend.MATH))
-    return context
+WEIGHTS = Path('transformer', 'diffusion_pytorch_model.safetensors')
+# What may change when a run goes on.
+ANYWHERE = 'out', 'work_dir', 'save_minutes', 'device', 'dit_steps', 'images', 'half', 'compile'
 
 
 def train_vae(images, args):
     """An AutoencoderKL trained on mean absolute error and a faint KL, with its EMA weights."""
-    vae = AutoencoderKL(**VAE, sample_size=args.size).to(args.device)
+    stages = int(math.log2(args.vae_stride)) + 1
+    vae = AutoencoderKL(block_out_channels=[16 * 2 ** i for i in range(stages)], down_block_types=['DownEncoderBlock2D'] * stages,
+                        up_block_types=['UpDecoderBlock2D'] * stages, layers_per_block=1, latent_channels=args.vae_channels,
+                        norm_num_groups=8, sample_size=args.size)
 
-    def loss_of(step):
-        x = to_tensor(images[batch_indices(args.seed, step, args.vae_batch, len(images))]).to(args.device)  # (B, 3, H, W)
-        generator = torch.Generator().manual_seed(args.seed + step)
+    class Reconstruction(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vae = vae
+
+        def forward(self, x, generator):
+            posterior = self.vae.encode(x).latent_dist
+            noise = share(torch.randn((args.vae_batch, *posterior.mean.shape[1:]), generator=generator)).to(x)
+            decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
+            return F.l1_loss(decoded.float(), x) + 1e-6 * posterior.kl().float().mean()
+
+    def loss_of(network, step):
+        rows = share(batch_indices(args.seed, step, args.vae_batch, len(images)))
         with precision(args):
-            posterior = vae.encode(x).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator).to(args.device)
-            decoded = vae.decode(posterior.mean + posterior.std * noise).sample
-        return F.l1_loss(decoded.float(), x) + 1e-6 * posterior.kl().float().mean()
+            return network(to_tensor([images[i] for i in rows]).to(args.device), torch.Generator().manual_seed(args.seed + step))
 
-    return fit('vae', vae, loss_of, args.vae_steps, 1e-3, args)
+    ema, curve = fit('vae', Reconstruction().to(args.device), loss_of, args.vae_steps, args)
+    return ema.vae, curve
 
 
 @torch.no_grad()
-def encode(vae, images, args):
-    """The latents' means, (N, C, H/4, W/4) in float16 on the CPU, kept in the work dir so that a resumed run has them."""
-    cache = args.work_dir / 'latents.safetensors'
-    if not cache.exists():
-        chunks = [vae.encode(to_tensor(chunk).to(args.device)).latent_dist.mean.half().cpu().contiguous()
-                  for chunk in np.array_split(images, math.ceil(len(images) / 64))]
-        with atomic(cache) as part:
-            save_file(dict(latents=torch.cat(chunks)), part)
-    return load_file(cache)['latents']
+def encode(vae, images, path=None):
+    """The latents' means, (N, C, h, w) in float16 on the CPU, kept in the file ``path`` so that a resumed run has them."""
+    if path is None or not path.exists():
+        latents = torch.cat([vae.encode(to_tensor(images[i:i + 64]).to(vae.device)).latent_dist.mean.half().cpu().contiguous()
+                             for i in range(0, len(images), 64)])
+        if path is None:
+            return latents
+        with atomic(path) as part:
+            save_file(dict(latents=latents), part)
+    return load_file(path)['latents']
 
 
-def train_dit(read, shape, patch, scheduler, args):
-    """A DiT trained on ``read(indices)``, (B, C, h, w) of about unit deviation, all of the null class.
-
-    ``shape`` is (N, C, h, w) of all there is to read. The target is the noise, or the velocity where the scheduler is one of
-    flow matching.
-    """
-    count, channels, size = shape[:3]
-    dit = DiTTransformer2DModel(**DIT, patch_size=patch, in_channels=channels, out_channels=channels, sample_size=size)
-    dit.to(args.device)
-    # As in DiT's paper, section 3.2: every block starts as the identity and the output at zero.
+def new_dit(channels, size, args):
+    """The DiT to be trained: of --init where it is given, else of the options' size and from nothing."""
+    options = dict(num_layers=args.depth, num_attention_heads=args.heads, patch_size=args.patch, in_channels=channels)
+    if args.depth:
+        options['attention_head_dim'] = args.width // args.heads
+    if args.init:
+        config = json.loads((Path(args.init) / 'transformer' / 'config.json').read_text())
+        options['out_channels'] = channels  # a learned variance has no target here
+        wrong = [f'{key} is {config.get(key)} there and {value} here' for key, value in options.items()
+                 if value is not None and config.get(key) != value]
+        if wrong:
+            raise SystemExit(f'--init {args.init} does not fit: {"; ".join(wrong)}. Leave the options of size out, and they are '
+                             'taken from there')
+        dit = DiTTransformer2DModel.from_config(dict(config, sample_size=size))
+        try:
+            dit.load_state_dict(load_file(Path(args.init) / WEIGHTS))
+        except (RuntimeError, OSError, SafetensorError) as error:
+            raise SystemExit(f'--init {args.init}: the weights of transformer/ do not fit its config.json, or cannot be read: '
+                             f'{error}') from error
+        return dit.float()
+    dit = DiTTransformer2DModel(**options, out_channels=channels, sample_size=size, norm_type='ada_norm_zero',
+                                num_embeds_ada_norm=1)
+    # As in DiT's paper, section 3.2 and its code: Xavier's weights, every block starts as the identity, the output at zero.
+    for layer in dit.modules():
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
     for layer in (*(block.norm1.linear for block in dit.transformer_blocks), dit.proj_out_1, dit.proj_out_2):
         torch.nn.init.zeros_(layer.weight)
-        torch.nn.init.zeros_(layer.bias)
-    process = NoiseProcess.from_scheduler(scheduler)
-    null = torch.full((args.dit_batch,), DIT['num_embeds_ada_norm'], device=args.device)
+    return dit
 
-    def loss_of(step):
+
+def probe_of(labelled, process, args):
+    """A function of the moving average: (timestep, block, accuracy in percent) of each, on labelled clean ``x`` (N, C, h, w)."""
+    x, labels = labelled
+    noise = torch.randn(x[:1].shape, generator=torch.Generator().manual_seed(0))  # one for all, as the plugin's
+
+    @torch.no_grad()
+    def probe(ema):
+        found = []
+        for timestep in args.probe_timesteps:
+            rows = []
+            for clean in x.split(100):
+                t = torch.full((len(clean),), timestep)
+                maps = ema.maps(process.add(clean, t, noise).to(args.device), process.model_time[t].to(args.device))
+                rows.append([pooled(m).cpu() for m in maps])
+            for block, features in enumerate(zip(*rows, strict=True)):
+                if block >= len(rows[0]) // 3:  # the first third is never the best, and costs as much
+                    found.append((timestep, block, round(left_out_accuracy(torch.cat(features), labels), 2)))
+        return found
+
+    return probe
+
+
+def train_dit(read, shape, scheduler, images, labelled, args):
+    """A DiT trained on ``read(indices, flip, generator)``: (B, C, h, w) of about unit deviation.
+
+    ``shape`` is (C, h, w). The target is the noise, the clean x, or a velocity: that of flow matching (Lipman et al. 2023,
+    arXiv:2210.02747), or of Salimans and Ho 2022 (arXiv:2202.00512).
+    """
+    process, patch = NoiseProcess.from_scheduler(scheduler), args.patch
+    dit = new_dit(shape[0], shape[1], args)
+    try:
+        model = Denoiser(dit, args.decoder_blocks if args.mask else 0).to(args.device)
+    except ValueError as error:
+        raise SystemExit(f'--decoder-blocks: {error}') from error
+    say(f'DiT of {sum(p.numel() for p in model.dit.parameters()) / 1e6:.2f} M parameters, {(shape[1] // patch) ** 2} tokens')
+    tokens = (shape[1] // patch) ** 2
+    visible = tokens - round(args.mask * tokens)
+    asked = visible + round(args.reconstruct * (tokens - visible))
+
+    def loss_of(network, step):
         generator = torch.Generator().manual_seed(args.seed * 10_000_019 + step + 1)
-        x = read(batch_indices(args.seed, step, args.dit_batch, count))
+        indices = batch_indices(args.seed, step, args.dit_batch, len(images))
+        flip = torch.rand(len(indices), generator=generator) < (0.5 if args.flip else 0)
+        x = read(indices, flip, generator)
         noise = torch.randn(x.shape, generator=generator)
-        t = torch.randint(len(process), (len(x),), generator=generator)  # t=0 is the cleanest
-        noisy, target = process.add(x, t, noise), noise - x if args.flow else noise
+        if args.time_mean is None:
+            t = torch.randint(len(process), (len(x),), generator=generator)  # t=0 is the cleanest
+        else:  # logit-normal, as Esser et al. 2024 (arXiv:2403.03206), section 3.1
+            t = (torch.randn(len(x), generator=generator) * args.time_std + args.time_mean).sigmoid() * len(process)
+            t = t.long().clamp(max=len(process) - 1)
+        order = torch.rand(len(x), tokens, generator=generator).argsort(1)[:, :asked] if args.mask else None
+        x, noise, t = share(x), share(noise), share(t)
+        signal, sigma = (table[t].float()[:, None, None, None] for table in (process.signal, process.sigma))
+        target = dict(epsilon=noise, sample=x, v_prediction=signal * noise - sigma * x, flow=noise - x)[args.prediction]
         with precision(args):
-            out = dit(noisy.to(args.device), timestep=process.model_time[t].to(args.device), class_labels=null).sample
-        return F.mse_loss(out.float(), target.to(args.device))
+            order = None if order is None else share(order).to(args.device)
+            out = network(process.add(x, t, noise).to(args.device), process.model_time[t].to(args.device), order, visible)
+        target = patches(target, patch).to(args.device)  # (B, N, patch * patch * C)
+        target = target if order is None else take(target, order)
+        error = F.mse_loss(out.float(), target, reduction='none').mean((1, 2))  # (B,)
+        if args.min_snr:
+            # Hang et al. 2023 (arXiv:2303.09556): in terms of the clean x, every error weighs min(SNR, gamma).
+            snr = (process.signal[t] / process.sigma[t]).square().clamp(min=1e-8)
+            per = dict(epsilon=snr, sample=1, v_prediction=snr + 1, flow=(1 + snr.sqrt()).square())[args.prediction]
+            error = error * (snr.clamp(max=args.min_snr) / per).to(error)
+        return error.mean()
 
-    return fit('dit', dit, loss_of, args.dit_steps, 1e-3, args)
+    ema, curve = fit('dit', model, loss_of, args.dit_steps, args, labelled and probe_of(labelled, process, args))
+    return ema.dit, curve
 
 
 @torch.no_grad()
@@ -197,77 +193,201 @@ def sample(dit, vae, scheduler, count, seed, steps=50):
     scheduler.set_timesteps(steps)
     shape = (count, dit.config.in_channels, dit.config.sample_size, dit.config.sample_size)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dit.device)
-    null = torch.full((count,), DIT['num_embeds_ada_norm'], device=dit.device)
-    for t in scheduler.timesteps:
+    null = torch.full((count,), dit.config.num_embeds_ada_norm, device=dit.device)
+    for t in tqdm(scheduler.timesteps, desc='samples', mininterval=5):
         x = scheduler.step(dit(x, timestep=t.expand(count).to(dit.device), class_labels=null).sample, t, x).prev_sample
     images = x if vae is None else vae.decode(x / vae.config.scaling_factor).sample
     return (images / 2 + 0.5).clamp(0, 1).cpu()
 
 
-def plot_losses(stages, path):
+def plot_curves(stages, path):
+    """The losses of every stage, and beside them what the probe found at each timestep in its best block."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(8, 3), layout='constrained')
-    for axis, (name, losses, seconds) in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
-        axis.plot(*zip(*losses, strict=True))
-        axis.set(title=f'{name}, {seconds / 60:.0f} minutes', xlabel='step', ylabel='loss', yscale='log')
+    probes = stages['DiT']['probes']
+    figure = Figure(figsize=(4 * (len(stages) + bool(probes)), 3), layout='constrained')
+    axes = figure.subplots(1, len(stages) + bool(probes), squeeze=False)[0]
+    for axis, (name, curve) in zip(axes, stages.items(), strict=False):
+        axis.plot(*zip(*curve['losses'], strict=True))
+        axis.set(title=f'{name}, {curve["seconds"] / 60:.0f} minutes', xlabel='step', ylabel='loss', yscale='log')
+    if probes:
+        for timestep in sorted({t for _, found in probes for t, _, _ in found}):
+            best = [(step, max(a for t, _, a in found if t == timestep)) for step, found in probes]
+            axes[-1].plot(*zip(*best, strict=True), marker='.', label=f't = {timestep}')
+        axes[-1].set(title='linear probe, best block', xlabel='step', ylabel='accuracy / %')
+        axes[-1].legend()
     with atomic(path) as part:
         figure.savefig(part, dpi=100)
 
 
-def main():
+def claim(args, images):
+    """Writes into the work dir what its checkpoints are made from, or stops where it belongs to another run.
+
+    Raises:
+        SystemExit: The work dir was begun with other images or other options; the message names them.
+    """
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(repr(image.shape).encode() + image.tobytes())
+    settings = {key: value for key, value in vars(args).items() if key not in ANYWHERE}
+    if args.init:
+        settings['init_sha256'] = hashlib.sha256((Path(args.init) / WEIGHTS).read_bytes()).hexdigest()
+    settings = dict(settings, images=len(images), images_sha256=digest.hexdigest())
+    path = args.work_dir / 'settings.json'
+    if path.exists():
+        former = json.loads(path.read_text())
+        changed = [f'{key} was {former.get(key)!r} and is {settings.get(key)!r}' for key in sorted({*former, *settings})
+                   if former.get(key) != settings.get(key)]
+        if changed:
+            raise SystemExit(f'{args.work_dir} belongs to another run: {"; ".join(changed)}. Give another --work-dir, or remove '
+                             'this one')
+    elif any((args.work_dir / f'{name}.pth').exists() for name in ('vae', 'dit')):
+        raise SystemExit(f'{args.work_dir} has checkpoints and no settings.json, so nobody knows what they were made from: give '
+                         'another --work-dir')
+    elif RANK == 0:
+        with atomic(path) as part:
+            part.write_text(json.dumps(settings, indent=1) + '\n')
+
+
+def parse():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('out', type=Path, help='folder for the result, in DiTPipeline layout')
     parser.add_argument('images', nargs='+', help='folders of PNG or JPEG files, or idx files')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/pretrain_dit'))
-    parser.add_argument('--size', type=int, default=64, help='images are resized to this side, in pixels')
-    parser.add_argument('--vae-steps', type=int, default=2000)
-    parser.add_argument('--vae-batch', type=int, default=16)
-    parser.add_argument('--dit-steps', type=int, default=6000)
-    parser.add_argument('--dit-batch', type=int, default=64)
-    parser.add_argument('--save-minutes', type=float, default=3)
+    parser.add_argument('--init', help='folder of a pretrained DiT to go on from; the VAE and scheduler are taken from there too')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--bf16', action='store_true', help='mixed precision: twice as fast on CPUs that have avx512_bf16')
-    parser.add_argument('--half', action='store_true', help='keeps the DiT in float16, which halves the file')
-    parser.add_argument('--vae', help='folder or hub id of a pipeline whose vae/ is taken, in place of training one')
-    parser.add_argument('--pixels', action='store_true', help='no VAE: the DiT works on the pixels')
-    parser.add_argument('--flow', action='store_true', help='flow matching (velocity) in place of DDPM (noise)')
+    data = parser.add_argument_group('data')
+    data.add_argument('--size', type=int, default=64, help='images are resized to this side, in pixels')
+    data.add_argument('--crop', action='store_true', help='cut squares of --size at random in place of resizing; with --pixels')
+    data.add_argument('--flip', action='store_true', help='mirror half of the images')
+    size = parser.add_argument_group('size')
+    size.add_argument('--arch', choices=ARCHS, help='depth, width and heads by name (default: demo)')
+    size.add_argument('--depth', type=int)
+    size.add_argument('--width', type=int)
+    size.add_argument('--heads', type=int)
+    size.add_argument('--patch', type=int, help='side of a token, in latents (default: 2) or with --pixels in pixels (4)')
+    size.add_argument('--pixels', action='store_true', help='no VAE: the DiT works on the pixels')
+    size.add_argument('--vae', help='folder or hub id of a pipeline whose vae/ is taken, in place of training one')
+    size.add_argument('--vae-stride', type=int, choices=(2, 4, 8, 16), default=4)
+    size.add_argument('--vae-channels', type=int, default=4)
+    goal = parser.add_argument_group('objective')
+    goal.add_argument('--prediction', choices=('epsilon', 'sample', 'v_prediction', 'flow'), help='default: epsilon')
+    goal.add_argument('--time-mean', type=float, help='timesteps are T * sigmoid(normal) of this mean; evenly spread without')
+    goal.add_argument('--time-std', type=float, default=1.0)
+    goal.add_argument('--min-snr', type=float, help='gamma of min-SNR weighting, 5 in its paper; none without')
+    goal.add_argument('--mask', type=float, default=0.0, help='share of the tokens that all but the last blocks do not see')
+    goal.add_argument('--reconstruct', type=float, default=1.0, help='share of the masked tokens that the loss asks for')
+    goal.add_argument('--decoder-blocks', type=int, default=1, help='last blocks, which see all tokens')
+    steps = parser.add_argument_group('training')
+    steps.add_argument('--vae-steps', type=int, default=2000)
+    steps.add_argument('--vae-batch', type=int, default=16)
+    steps.add_argument('--dit-steps', type=int, default=6000)
+    steps.add_argument('--dit-batch', type=int, default=64, help='of all processes together')
+    steps.add_argument('--lr', type=float, default=1e-3)
+    steps.add_argument('--warmup', type=int, default=200, help='steps')
+    steps.add_argument('--decay', type=float, default=0.3, help='share of the steps over which the learning rate falls to zero')
+    steps.add_argument('--weight-decay', type=float, default=0.0)
+    steps.add_argument('--beta2', type=float, default=0.99)
+    steps.add_argument('--ema', type=float, default=0.999)
+    steps.add_argument('--save-minutes', type=float, default=3)
+    steps.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    steps.add_argument('--bf16', action='store_true', help='mixed precision: twice as fast on CPUs that have avx512_bf16')
+    steps.add_argument('--compile', action='store_true', help='torch.compile')
+    steps.add_argument('--half', action='store_true', help='keeps the DiT in float16, which halves the file')
+    probe = parser.add_argument_group('probe')
+    probe.add_argument('--probe', help='folder with a folder of images a class: the weights best by a linear probe are kept')
+    probe.add_argument('--probe-per-class', type=int, default=100, help='images')
+    probe.add_argument('--probe-timesteps', type=int, nargs='+', default=[0, 50, 150])
+    probe.add_argument('--probe-every', type=int, default=1000, help='steps')
     args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    args.work_dir.mkdir(parents=True, exist_ok=True)
-
-    images = read_images(args.images, args.size)
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000) if args.flow else DDIMScheduler(**DDPM)
-    vae, logs = None, []
-    if args.pixels:
-        def read(indices):
-            return to_tensor(images[indices])
-        # A patch of 8 has 192 numbers, and no layer of 128 channels can hold all of their noise, which is to be predicted.
-        shape, patch = (len(images), 3, args.size, args.size), 4
+    if args.crop and not args.pixels:
+        parser.error('--crop needs --pixels: latents are encoded once, of whole images')
+    if not 0 <= args.mask < 1:
+        parser.error(f'--mask {args.mask}: a share of the tokens, at least 0 and below 1')
+    for name in ('dit_batch', 'vae_batch'):
+        if getattr(args, name) % WORLD:
+            parser.error(f'--{name.replace("_", "-")} {getattr(args, name)} cannot be shared by {WORLD} processes')
+    if args.init:
+        try:
+            former, scheduler = (json.loads((Path(args.init) / name).read_text())
+                                 for name in ('transformer/config.json', 'scheduler/scheduler_config.json'))
+        except OSError as error:
+            parser.error(f'--init {args.init} is not a folder in DiTPipeline layout, with transformer/ and scheduler/: {error}')
+        if not args.pixels and not args.vae and not (Path(args.init) / 'vae').is_dir():
+            parser.error(f'--init {args.init} has no vae/: give --pixels, or a --vae')
+        args.patch = args.patch or former['patch_size']
+        prediction = scheduler.get('prediction_type', 'flow')
+        if args.prediction not in (None, prediction):
+            parser.error(f'--init {args.init} predicts {prediction}, so --prediction {args.prediction} does not fit')
+        args.prediction = prediction
     else:
-        if args.vae:
-            vae = AutoencoderKL.from_pretrained(args.vae, subfolder='vae').to(args.device)
+        args.prediction = args.prediction or 'epsilon'
+        arch = ARCHS[args.arch or 'demo']
+        args.depth, args.width, args.heads = (getattr(args, key) or arch[key] for key in ('depth', 'width', 'heads'))
+        args.patch = args.patch or (4 if args.pixels else 2)
+        if args.width % args.heads:
+            parser.error(f'--width {args.width} is not a multiple of --heads {args.heads}')
+    return args
+
+
+def main():
+    args = parse()
+    torch.manual_seed(args.seed)
+    if WORLD > 1:
+        distributed.init_process_group('nccl' if args.device == 'cuda' else 'gloo')
+        if args.device == 'cuda':
+            args.device = f'cuda:{os.environ["LOCAL_RANK"]}'
+            torch.cuda.set_device(args.device)
+    images = read_images(args.images, args.size, args.crop)
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    claim(args, images)
+
+    if args.init:
+        kind = FlowMatchEulerDiscreteScheduler if args.prediction == 'flow' else DDIMScheduler
+        scheduler = kind.from_pretrained(args.init, subfolder='scheduler')
+    elif args.prediction == 'flow':
+        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
+    else:
+        scheduler = DDIMScheduler(**DDPM, prediction_type=args.prediction)
+    vae, curves, labelled = None, {}, None
+    if args.probe:
+        labelled = read_labelled(args.probe, args.size, args.probe_per_class, args.seed)
+    if args.pixels:
+        def read(indices, flip, generator):
+            return to_tensor(augment([images[i] for i in indices], args.size, flip, generator))
+        shape = 3, args.size, args.size
+        labelled = labelled and (to_tensor(labelled[0]), labelled[1])
+    else:
+        if args.vae or args.init:
+            vae = AutoencoderKL.from_pretrained(args.vae or args.init, subfolder='vae').to(args.device)
         else:
-            vae, *log = train_vae(images, args)
-            logs.append(('VAE', *log))
-        latents = encode(vae, images, args)
-        scale = 1 / latents.float().std().item()
+            vae, curves['VAE'] = train_vae(images, args)
+        both = images + [image[:, ::-1] for image in images] if args.flip else images
+        latents = encode(vae, both, args.work_dir / 'latents.safetensors')
+        scale = vae.config.scaling_factor if args.init else 1 / latents.float().std().item()
         vae.register_to_config(scaling_factor=scale)
 
-        def read(indices):
-            return latents[indices].float() * scale
-        shape, patch = latents.shape, 2
-    dit, *log = train_dit(read, shape, patch, scheduler, args)
-    logs.append(('DiT', *log))
-
-    kept = copy.deepcopy(dit).half() if args.half else dit
-    if args.pixels:
-        kept.save_pretrained(args.out / 'transformer')
-        scheduler.save_pretrained(args.out / 'scheduler')
-    else:
-        DiTPipeline(kept, vae, scheduler).save_pretrained(args.out)
-    save_image(sample(dit, vae, scheduler, 64, args.seed), args.out / 'samples.png', nrow=16)
-    plot_losses(logs, args.out / 'loss.png')
+        def read(indices, flip, generator):
+            return latents[indices + len(images) * flip].float() * scale
+        shape = latents.shape[1:]
+        labelled = labelled and (encode(vae, labelled[0]).float() * scale, labelled[1])
+    dit, curves['DiT'] = train_dit(read, shape, scheduler, images, labelled, args)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    if RANK:
+        return
+    pictures = sample(dit, vae, scheduler, 64, args.seed)
+    kept = dit.half() if args.half else dit
+    try:
+        if args.pixels:
+            kept.save_pretrained(args.out / 'transformer')
+            scheduler.save_pretrained(args.out / 'scheduler')
+        else:
+            DiTPipeline(kept, vae, scheduler).save_pretrained(args.out)
+        save_image(pictures, args.out / 'samples.png', nrow=16)
+        plot_curves(curves, args.out / 'loss.png')
+    except OSError as error:
+        raise SystemExit(f'{args.out} could not be written ({error}). {args.work_dir} holds the trained weights: free space, or '
+                         'name another folder, and give the command again') from error
     print(f'wrote {args.out}')
 
 

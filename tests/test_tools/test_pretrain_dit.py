@@ -1,4 +1,5 @@
-"""Pretraining a small DiT: what it writes loads, and a killed one goes on as if nothing had happened."""
+"""Pretraining a DiT: what it writes loads, a killed run goes on as if nothing had happened, and bad input costs nothing."""
+import errno
 import json
 import sys
 
@@ -6,30 +7,53 @@ import numpy as np
 import pytest
 import runs
 import tiny
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from mmaselect.extract import Extractor
 
 PRETRAIN = runs.ROOT / 'tools' / 'pretrain_dit.py'
+WEIGHTS = 'transformer/diffusion_pytorch_model.safetensors'
 DIES = '''
 import os, runpy, signal, sys
 import torch.nn.functional as F
 last, calls, inner = int(sys.argv[1]), [], F.mse_loss
-def mse_loss(*args):
+def mse_loss(*args, **options):
     calls.append(1)
     if len(calls) == last:
         os.kill(os.getpid(), signal.SIGKILL)
-    return inner(*args)
+    return inner(*args, **options)
 F.mse_loss = mse_loss
 sys.argv[:] = sys.argv[2:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name='__main__')
 '''
 PRETRAINING = ('--size', 16, '--vae-steps', 2, '--vae-batch', 2, '--dit-steps', 103, '--dit-batch', 2, '--save-minutes', 0)
+SMALL = ('--pixels', '--depth', 2, '--width', 16, '--heads', 2, '--size', 16, '--dit-batch', 2, '--save-minutes', 0)
+MASKED = (*SMALL, '--dit-steps', 60, '--mask', 0.5, '--flip', '--prediction', 'sample')
+
+
+@pytest.fixture(autouse=True)
+def tools(monkeypatch):
+    monkeypatch.syspath_prepend(str(PRETRAIN.parent))
 
 
 def pretrain_words(name, data, folder, *options):
     images = data / 'fashion_scenes' / 'img_dir' / 'train', data / 'fashion_mnist' / 'train-images-idx3-ubyte'
     return [PRETRAIN, folder / name, *images, '--work-dir', folder / f'{name}_work', *PRETRAINING, *options]
+
+
+def small_words(name, data, folder, *options):
+    images = data / 'fashion_scenes' / 'img_dir' / 'train'
+    return [PRETRAIN, folder / name, images, '--work-dir', folder / f'{name}_work', *options]
+
+
+def refused(*words):
+    """The message with which the tool stops."""
+    with pytest.raises(SystemExit) as stopped:
+        runs.run_here(*words)
+    return str(stopped.value)
 
 
 @pytest.fixture(scope='module')
@@ -38,6 +62,18 @@ def pretrained(data, tmp_path_factory):
     # In a process of its own, as all that is compared to the last bit: what ran in this one before could change the rounding.
     runs.run(sys.executable, *pretrain_words('whole', data, folder))
     return folder / 'whole'
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """Dark images of one class and bright ones of another."""
+    rng = np.random.default_rng(0)
+    for name, low in (('bright', 128), ('dark', 0)):
+        (tmp_path / 'classes' / name).mkdir(parents=True)
+        for index in range(4):
+            pixels = rng.integers(low, low + 128, (16, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / 'classes' / name / f'{index}.png')
+    return tmp_path / 'classes'
 
 
 def test_pretraining_writes_a_pipeline_that_loads(pretrained):
@@ -56,8 +92,8 @@ def test_an_interrupted_pretraining_ends_as_an_uninterrupted_one(pretrained, dat
     assert not out.exists()
     printed = runs.run(sys.executable, *pretrain_words('killed', data, tmp_path))
     assert 'dit: goes on from step 100' in printed and 'vae: goes on from step 2' in printed
-    for name in ('transformer/diffusion_pytorch_model.safetensors', 'vae/diffusion_pytorch_model.safetensors', 'vae/config.json',
-                 'scheduler/scheduler_config.json', 'samples.png'):
+    for name in (WEIGHTS, 'vae/diffusion_pytorch_model.safetensors', 'vae/config.json', 'scheduler/scheduler_config.json',
+                 'samples.png'):
         assert (out / name).read_bytes() == (pretrained / name).read_bytes(), name
 
 
@@ -69,7 +105,8 @@ def test_pretraining_takes_a_trained_vae(pretrained, data, tmp_path):
 
 
 def test_pretraining_on_pixels_with_flow_matching(data, tmp_path):
-    printed = runs.run_here(*pretrain_words('flow', data, tmp_path, '--pixels', '--flow', '--bf16', '--dit-steps', 100))
+    printed = runs.run_here(*pretrain_words('flow', data, tmp_path, '--pixels', '--prediction', 'flow', '--bf16', '--dit-steps',
+                                            100))
     assert 'vae' not in printed and not (tmp_path / 'flow' / 'vae').exists()
     extractor = Extractor.from_pretrained(tmp_path / 'flow')
     assert extractor.token_stride == 4 and extractor.process.signal[-1] == 0  # flow matching ends in pure noise
@@ -77,8 +114,121 @@ def test_pretraining_on_pixels_with_flow_matching(data, tmp_path):
     assert feature.shape == (2, 128, 4, 6) and feature.isfinite().all()
 
 
-def test_a_source_that_is_no_images_is_named(tmp_path):
-    (tmp_path / 'notes.txt').write_text('not an idx file')
-    printed = runs.run(sys.executable, PRETRAIN, tmp_path / 'out', tmp_path / 'notes.txt', '--work-dir', tmp_path, code=1)
-    assert 'notes.txt is neither a folder nor an idx file of images' in printed
+def test_the_weights_that_the_probe_likes_best_are_kept(data, classes, tmp_path):
+    words = small_words('probed', data, tmp_path, *MASKED, '--min-snr', 5, '--time-mean', -1, '--probe', classes,
+                        '--probe-every', 50, '--probe-timesteps', 0, 100)
+    printed = runs.run_here(*words)
+    state = torch.load(tmp_path / 'probed_work' / 'dit.pth', weights_only=True)
+    assert [step for step, _ in state['curve']['probes']] == [50, 60]
+    found = {step: max(accuracy for _, _, accuracy in rows) for step, rows in state['curve']['probes']}
+    assert state['best']['accuracy'] == max(found.values()) == found[state['best']['step']]
+    assert {t for t, _, _ in state['curve']['probes'][0][1]} == {0, 100}
+    assert f'keeps step {state["best"]["step"]}' in printed
+    written = load_file(tmp_path / 'probed' / WEIGHTS)
+    for name, value in written.items():
+        torch.testing.assert_close(value, state['best']['ema'][f'dit.{name}'], rtol=0, atol=0)
+    config = json.loads((tmp_path / 'probed' / 'scheduler' / 'scheduler_config.json').read_text())
+    assert config['prediction_type'] == 'sample'
 
+
+def test_pretraining_goes_on_from_a_folder_of_weights(data, tmp_path):
+    runs.run_here(*small_words('first', data, tmp_path, *SMALL, '--dit-steps', 2, '--prediction', 'sample'))
+    runs.run_here(*small_words('second', data, tmp_path, '--init', tmp_path / 'first', '--pixels', '--size', 16, '--dit-steps', 1,
+                               '--dit-batch', 2, '--lr', 0))
+    first, second = (load_file(tmp_path / name / WEIGHTS) for name in ('first', 'second'))
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    said = refused(*small_words('third', data, tmp_path, '--init', tmp_path / 'first', '--pixels', '--size', 16, '--patch', 2))
+    assert 'does not fit: patch_size is 4 there and 2 here' in said
+    del second['proj_out_2.bias']
+    from safetensors.torch import save_file
+    save_file(second, tmp_path / 'first' / WEIGHTS)
+    said = refused(*small_words('fourth', data, tmp_path, '--init', tmp_path / 'first', '--pixels', '--size', 16))
+    assert 'weights of transformer/ do not fit' in said and 'proj_out_2.bias' in said
+
+
+def test_a_work_dir_of_another_run_is_refused(data, tmp_path):
+    words = small_words('run', data, tmp_path, *SMALL, '--dit-steps', 2)
+    runs.run_here(*words)
+    kept = (tmp_path / 'run_work' / 'dit.pth').read_bytes()
+    said = refused(*words, '--lr', 0.5)
+    assert 'belongs to another run: lr was 0.001 and is 0.5' in said
+    words[2] = data / 'fashion_mnist' / 'train-images-idx3-ubyte'
+    said = refused(*words)
+    assert 'belongs to another run' in said and 'images_sha256' in said
+    assert (tmp_path / 'run_work' / 'dit.pth').read_bytes() == kept
+
+
+def test_the_number_of_steps_may_change_before_the_learning_rate_falls(data, tmp_path):
+    def words(name, steps):
+        return small_words(name, data, tmp_path, *SMALL, '--decay', 0.2, '--dit-steps', steps)
+    runs.run(sys.executable, '-c', DIES, 52, *words('longer', 100), code=-9)
+    assert 'goes on from step 50' in runs.run_here(*words('longer', 70))
+    runs.run_here(*words('straight', 70))
+    longer, straight = (load_file(tmp_path / name / WEIGHTS) for name in ('longer', 'straight'))
+    for name, value in straight.items():
+        torch.testing.assert_close(longer[name], value)
+    assert 'the learning rate falls already' in refused(*words('longer', 80))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch):
+    inner, calls = torch.nn.functional.mse_loss, []
+
+    def mse_loss(*args, **options):
+        calls.append(1)
+        return inner(*args, **options) * (float('nan') if len(calls) > 70 else 1)
+    monkeypatch.setattr(torch.nn.functional, 'mse_loss', mse_loss)
+    said = refused(*small_words('nan', data, tmp_path, *SMALL, '--dit-steps', 200))
+    assert 'not finite between steps 50 and 100' in said and 'holds the last good state' in said
+    state = torch.load(tmp_path / 'nan_work' / 'dit.pth', weights_only=True)
+    assert state['step'] == 50 and all(value.isfinite().all() for value in state['model'].values())
+    assert not (tmp_path / 'nan').exists()
+
+
+def test_a_full_disk_leaves_the_former_checkpoint(data, tmp_path, monkeypatch):
+    inner, calls = torch.save, []
+
+    def save(state, path):
+        calls.append(1)
+        if len(calls) > 1:
+            path.write_bytes(b'half')
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        inner(state, path)
+    monkeypatch.setattr(torch, 'save', save)
+    said = refused(*small_words('full', data, tmp_path, *SMALL, '--dit-steps', 110))
+    assert 'could not be written at step 100' in said and 'No space left' in said and 'the former one is whole' in said
+    assert torch.load(tmp_path / 'full_work' / 'dit.pth', weights_only=True)['step'] == 50
+    assert sorted(p.name for p in (tmp_path / 'full_work').iterdir()) == ['dit.pth', 'dit_losses.csv', 'dit_probes.csv',
+                                                                          'settings.json']
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(str(PRETRAIN.parent))
+    assert 'goes on from step 50' in runs.run_here(*small_words('full', data, tmp_path, *SMALL, '--dit-steps', 110))
+
+
+def test_images_that_do_not_suit_are_named(data, classes, tmp_path):
+    (tmp_path / 'notes.txt').write_text('not an idx file')
+    (tmp_path / 'empty').mkdir()
+    work = '--work-dir', tmp_path / 'work'
+    said = refused(PRETRAIN, tmp_path / 'out', tmp_path / 'notes.txt', *work)
+    assert 'notes.txt is neither a folder nor an idx file of images' in said
+    assert 'empty has no PNG or JPEG files' in refused(PRETRAIN, tmp_path / 'out', tmp_path / 'empty', *work)
+    crop = PRETRAIN, tmp_path / 'out', data / 'fashion_scenes' / 'img_dir' / 'train', '--pixels', '--crop', *work, '--size'
+    assert 'every image has 32 x 32 pixels' in refused(*crop, 32)
+    assert 'the smallest image has a side of 32' in refused(*crop, 64)
+    assert 'two or more classes' in refused(*small_words('out', data, tmp_path, *SMALL, '--probe', classes / 'dark'))
+    assert not (tmp_path / 'work').exists() and not (tmp_path / 'out').exists()
+
+
+def test_crops_are_cut_where_images_are_larger(data, tmp_path):
+    runs.run_here(*small_words('crops', data, tmp_path, *SMALL, '--crop', '--dit-steps', 1))
+    assert json.loads((tmp_path / 'crops' / 'transformer' / 'config.json').read_text())['sample_size'] == 16
+
+
+def test_two_processes_train_as_one(data, tmp_path):
+    torchrun = sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', 2, '--master_port', runs.free_port()
+    words = [*SMALL, '--dit-steps', 3, '--mask', 0.5, '--lr', 0.01, '--warmup', 1]
+    runs.run(*torchrun, *small_words('two', data, tmp_path, *words))
+    runs.run_here(*small_words('one', data, tmp_path, *words))
+    one, two = (load_file(tmp_path / name / WEIGHTS) for name in ('one', 'two'))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+    assert one['proj_out_2.weight'].abs().max() > 1e-3  # it did train

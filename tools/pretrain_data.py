@@ -1,0 +1,68 @@
+"""The images of tools/pretrain_dit.py: read, shuffled, cut and mirrored by seeds."""
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pretrain_loop import say
+from torchvision.datasets.mnist import read_image_file
+
+
+def read_images(sources, size, crop=False):
+    """All images of the folders and idx files, as uint8 (H, W, 3): resized to size x size, or as they are where crops are cut.
+
+    Raises:
+        SystemExit: A source is no images or has none; an image is smaller than a crop, or none is larger.
+    """
+    images = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            files = sorted(p for p in source.rglob('*') if p.suffix.lower() in ('.png', '.jpg', '.jpeg'))
+            pictures = map(Image.open, files)
+        else:
+            try:
+                pictures = map(Image.fromarray, read_image_file(source).numpy())
+            except Exception as error:  # torchvision asserts, and raises what a wrong length raises
+                raise SystemExit(f'{source} is neither a folder nor an idx file of images: {error!r}') from error
+        before = len(images)
+        for picture in pictures:
+            with picture:
+                picture = picture.convert('RGB')
+                images.append(np.asarray(picture if crop else picture.resize((size, size), Image.BILINEAR)))
+        if len(images) == before:
+            raise SystemExit(f'{source} has no PNG or JPEG files')
+        say(f'{len(images) - before} images from {source}')
+    if crop:
+        sides = [min(image.shape[:2]) for image in images]
+        if min(sides) < size:
+            raise SystemExit(f'--crop cuts {size} x {size} pixels, and the smallest image has a side of {min(sides)}: choose a '
+                             'smaller --size, or leave --crop out and images are resized')
+        if max(max(image.shape[:2]) for image in images) == size:
+            raise SystemExit(f'--crop has nothing to cut: every image has {size} x {size} pixels. Leave it out')
+    return images
+
+
+@functools.lru_cache(maxsize=2)
+def shuffled(seed, epoch, count):
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 10_000_019 + epoch))
+
+
+def batch_indices(seed, step, size, count):
+    """Which images a step sees, (size,): each once an epoch, in an order that (seed, epoch) gives."""
+    positions = range(step * size, (step + 1) * size)
+    return torch.tensor([shuffled(seed, p // count, count)[p % count] for p in positions])
+
+
+def to_tensor(images):
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # (B, 3, H, W) in [-1, 1]
+
+
+def augment(images, size, flip, generator):
+    """A batch (B, size, size, 3) of uint8 images, cut at random where they are larger and flipped where ``flip`` says so."""
+    cut = []
+    for image, mirrored in zip(images, flip.tolist(), strict=True):
+        y, x = (int(torch.randint(side - size + 1, (), generator=generator)) for side in image.shape[:2])
+        image = image[y:y + size, x:x + size]
+        cut.append(image[:, ::-1] if mirrored else image)
+    return np.stack(cut)
