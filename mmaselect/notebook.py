@@ -111,9 +111,11 @@ class FeatureExtractor(nn.Module):
             tuple[Tensor]: For each tap (B, D, h, w), one cell per ``extractor.token_stride`` pixels, rounded up.
 
         Raises:
-            ValueError: Bad images.
+            ValueError: Bad images, or batch_size below 1.
             RuntimeError: No timestep is chosen.
         """
+        if batch_size < 1:
+            raise ValueError(f'batch_size={batch_size}: at least one image at a time')
         if self.timestep is None:
             raise RuntimeError("no timestep is chosen: load the model with timestep='auto' and images, or set model.timestep, "
                                'for instance to select_timestep(model, images).timestep')

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmaselect import FeatureExtractor, notebook, select_timestep
 from mmaselect.extract.inputs import to_batch
+from mmaselect.selection import TensorImages
 
 DEMO = runs.ROOT / 'configs' / 'fashion_dit'
 PICTURES = [Image.fromarray(np.random.default_rng(index).integers(0, 256, (16, 24, 3), np.uint8)) for index in range(4)]
@@ -126,3 +127,10 @@ def test_options_that_do_not_fit_are_refused(options, message):
 def test_without_a_timestep_it_says_what_to_do():
     with pytest.raises(RuntimeError, match=r'set model\.timestep'):
         model()(PICTURES)
+
+
+def test_no_images_at_a_time_are_refused():
+    with pytest.raises(ValueError, match='batch_size=0: at least one'):
+        model(timestep=7)(PICTURES, batch_size=0)
+    with pytest.raises(ValueError, match='batch_size=0: at least one'):
+        TensorImages(torch.zeros(2, 3, 16, 16), batch_size=0)

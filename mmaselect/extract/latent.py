@@ -83,7 +83,8 @@ class LatentEncoder(nn.Module):
             Tensor: (B, C, H/stride, W/stride): the mode of the VAE's posterior, shifted and scaled as the DiT saw it.
 
         Raises:
-            ValueError: Not a batch of finite images with as many channels as the VAE (or the pixel DiT) takes.
+            ValueError: Not a batch of finite images with as many channels as the VAE (or the pixel DiT) takes, or images
+                smaller than one token.
         """
         return self.posterior(images)[0]
 
@@ -98,6 +99,9 @@ class LatentEncoder(nn.Module):
                              'that the data pipeline loads')
         self._check_values(images)
         height, width = images.shape[-2:]
+        if max(height, width) < self.token_stride:
+            raise ValueError(f'images of {height} x {width} pixels are below one token of {self.token_stride} x '
+                             f'{self.token_stride}: scale them up')
         h, w = self.grid(height, width)
         pad = (0, w * self.token_stride - width, 0, h * self.token_stride - height)
         if any(pad):

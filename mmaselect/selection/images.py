@@ -13,9 +13,14 @@ class TensorImages:
         images (Tensor): (N, 3, H, W) in [-1, 1].
         labels (Tensor | None): (N,) classes, or (N, H, W) classes per pixel, where 255 is no class; nor is -1.
         batch_size (int): Images at a time.
+
+    Raises:
+        ValueError: batch_size below 1.
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, batch_size: int = 16):
+        if batch_size < 1:
+            raise ValueError(f'batch_size={batch_size}: at least one image at a time')
         self.images, self.labels, self.batch_size = images, labels, batch_size
 
     @property
