@@ -45,7 +45,7 @@ def steps(device, quick, out):
         return [*words, *(['--quick'] if quick else options)]
     work_dir = out / 'pretraining'
     pretraining = ['tools/pretrain_dit.py', str(work_dir / 'dit'), str(pictures(work_dir / 'images')), '--work-dir',
-                   str(work_dir / 'work'), '--device', device, '--pixels', '--bf16', '--size', '32',
+                   str(work_dir / 'work'), '--device', device, '--pixels', '--bf16', '--size', '16' if quick else '32',
                    '--dit-steps', '3' if quick else str(PRETRAINING_STEPS), '--dit-batch', '8' if quick else '256']
     return [
         ('tests', 120, ['-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_device.py']),

@@ -28,7 +28,7 @@ def curves(rows, setting, score):
     own = defaultdict(list)
     for row in rows:
         if row['setting'] == setting:
-            own[row['t']].append((row['accuracy'], row[score]))
+            own[row['t']].append(((row['accuracy_1'] + row['accuracy_2']) / 2, row[score]))
     if not own:
         raise SystemExit(f'no rows of {setting}: there are {", ".join(dict.fromkeys(row["setting"] for row in rows))}')
     ts = sorted(own)

@@ -17,15 +17,18 @@ import torch
 from mmaselect.selection.choice import plateau_centre
 
 RESULTS = record.ROOT / 'benchmarks' / 'results'
+SEEN = 128  # images that a sweep looks at
 FIGURE = 'CIFAR-10 pixel', 'CamVid', 'noisy pixel'  # whose best timesteps differ
 CONSTANTS = 0, 50, 100, 261  # the cleanest, and what the literature takes: DDPM-seg, REPA's analyses, DIFT
-NOT_SCORES = {'setting', 'held_out', 'dense', 'seed', 't', 'log_snr', 'block', 'tap', 'accuracy'}
+TESTS = 'accuracy_1', 'accuracy_2'
+NOT_SCORES = {'setting', 'held_out', 'dense', 'seed', 't', 'log_snr', 'block', 'tap', *TESTS}
 
 
 @dataclass(frozen=True)
 class Seen:
     """What a sweep of a setting and seed has seen: ``scores`` by name, (T, taps), ``timesteps``, their ``log_snr``, the ``taps``,
-    and whether pixels have labels (``dense``). ``accuracy`` (T, taps) is what judges, and no rule looks at it."""
+    and whether pixels have labels (``dense``). ``tests`` (2, T, taps), accuracies on two parts of the images, judge, and no rule
+    looks at them."""
     setting: str
     held_out: bool
     dense: bool
@@ -34,7 +37,11 @@ class Seen:
     log_snr: torch.Tensor
     taps: list
     scores: dict
-    accuracy: torch.Tensor
+    tests: torch.Tensor
+
+    @property
+    def accuracy(self):
+        return self.tests.mean(0)
 
 
 def seen_of(rows):
@@ -49,9 +56,9 @@ def _seen(rows):
     timesteps = list(dict.fromkeys(row['t'] for row in rows))
     taps = list(dict.fromkeys((row['block'], row['tap']) for row in rows))
     tables = {key: torch.tensor([row[key] for row in rows], dtype=torch.float64).view(len(timesteps), len(taps))
-              for key in rows[0] if key not in NOT_SCORES or key in ('log_snr', 'accuracy')}
+              for key in rows[0] if key not in NOT_SCORES or key in ('log_snr', *TESTS)}
     return Seen(rows[0]['setting'], bool(rows[0]['held_out']), bool(rows[0]['dense']), rows[0]['seed'], timesteps,
-                tables.pop('log_snr')[:, 0], taps, accuracy=tables.pop('accuracy'), scores=tables)
+                tables.pop('log_snr')[:, 0], taps, tests=torch.stack([tables.pop(key) for key in TESTS]), scores=tables)
 
 
 def constant(t, seen):
@@ -85,32 +92,58 @@ def votes(scores, share, seen, judges='value'):
     return plateau_centre(mean, seen.timesteps, share)
 
 
-def by_task(image, dense, seen):
-    """One rule for images, another where pixels have labels."""
+@dataclass(frozen=True)
+class Rule:
+    """A way to choose: ``choose`` of ``Seen``, and how many forward passes it takes per image and timestep."""
+    choose: object
+    views: int = 2
+
+    def cost(self):
+        """Seconds of a user's sweep to those of the trained probes, by forward passes: 20 candidates, as ``SEEN`` images are
+        looked at."""
+        head, rows = record.read(RESULTS / 'trained_probes.json')
+        row = next(row for row in rows if row['score'] == 'half_consistency')  # two forward passes per image and candidate
+        return self.views * SEEN / (2 * row['images']) * row['seconds'] / row['exhaustive_seconds']
+
+
+def image_or_dense(image, dense, seen):
+    """One rule where images have labels, another where pixels have."""
     return (dense if seen.dense else image)(seen)
 
 
-# What a user gets without options, and with labels by score='probe'.
-DEFAULT = partial(by_task, partial(plateau, 'half_consistency', 0.05), partial(plateau, 'cell_consistency', 0.05))
+HALVES, CELLS = (partial(plateau, score, 0.05) for score in ('half_consistency', 'cell_consistency'))
+PROBE = partial(plateau, 'ridge, 0.1, accuracy', 0.05, judges=None)
+# 'default' is what a user gets without options, 'default, labels' with score='probe', which is the default again where there are
+# too few labels per class for a probe, as in all settings of images here. The rest is what they are held against.
 RULES = {
-    'default': DEFAULT,
-    'probe': partial(plateau, 'ridge, 0.1, accuracy', 0.05, judges=None),
-    'half_consistency, own': partial(plateau, 'half_consistency', 0.2, judges=None),
-    'half_consistency': partial(plateau, 'half_consistency', 0.2),
-    'half_consistency, 0.05': partial(plateau, 'half_consistency', 0.05),
-    'half_consistency, highest': partial(plateau, 'half_consistency', 0),
-    'view_consistency': partial(plateau, 'view_consistency', 0.05),
-    'cell_consistency': partial(plateau, 'cell_consistency', 0.05),
-    'rankme': partial(plateau, 'rankme', 0.05),
-    'hfr': partial(plateau, 'hfr', 0),
-    'ridge, own': partial(plateau, 'ridge', 0.2, judges=None),
-    'ridge, 0.1, accuracy': partial(plateau, 'ridge, 0.1, accuracy', 0.05)}
+    'default': Rule(partial(image_or_dense, HALVES, CELLS)),
+    'default, labels': Rule(partial(image_or_dense, HALVES, PROBE)),
+    'half_consistency': Rule(HALVES),
+    'half_consistency, plateau 0.2': Rule(partial(plateau, 'half_consistency', 0.2)),
+    'half_consistency, highest': Rule(partial(plateau, 'half_consistency', 0)),
+    'half_consistency, own, plateau 0.2': Rule(partial(plateau, 'half_consistency', 0.2, judges=None)),
+    'view_consistency': Rule(partial(plateau, 'view_consistency', 0.05)),
+    'cell_consistency': Rule(CELLS),
+    'rankme': Rule(partial(plateau, 'rankme', 0.05), 1),
+    'hfr': Rule(partial(plateau, 'hfr', 0), 1),
+    'half, view and cell vote': Rule(partial(votes, ('half_consistency', 'view_consistency', 'cell_consistency'), 0.05)),
+    'half_consistency and rankme vote': Rule(partial(votes, ('half_consistency', 'rankme'), 0.05)),
+    'ridge, own, plateau 0.2': Rule(partial(plateau, 'ridge', 0.2, judges=None), 1),
+    'probe': Rule(PROBE, 1)}
 
 
 def regrets(rule, seen):
     """Points that a rule loses for each tap, (taps,)."""
-    chosen = rule(seen)
+    chosen = rule.choose(seen)
     return seen.accuracy.amax(0) - seen.accuracy[chosen, torch.arange(len(seen.taps))]
+
+
+def fair_regrets(rule, seen):
+    """The same, where the best timestep is the best on one part of the images and is held against the choice on the other. The
+    best of many accuracies on the same images is partly luck. Can be negative."""
+    taps = torch.arange(len(seen.taps))
+    bests = [seen.tests[1 - part, seen.tests[part].argmax(0), taps] for part in (0, 1)]
+    return torch.stack(bests).mean(0) - seen.accuracy[rule.choose(seen), taps]
 
 
 def constants(everything):
@@ -119,13 +152,13 @@ def constants(everything):
     first, settings = everything[0], list(dict.fromkeys(own.setting for own in everything))
 
     def level_of(t):
-        return partial(level, first.log_snr[constant(t, first)[0]])
+        return Rule(partial(level, first.log_snr[constant(t, first)[0]]), 0)
 
     def loss(rule):
         """Of every setting, the mean regret."""
         return {name: torch.cat([regrets(rule, seen) for seen in everything if seen.setting == name]).mean() for name in settings}
     found = {}
-    for kind, make in (('t', lambda t: partial(constant, t)), ('level of t', level_of)):
+    for kind, make in (('t', lambda t: Rule(partial(constant, t), 0)), ('level of t', level_of)):
         found.update({f'{kind}={t}': make(t) for t in CONSTANTS})
         losses = {t: loss(make(t)) for t in first.timesteps}
 
@@ -135,30 +168,30 @@ def constants(everything):
         found[f'best {kind} in hindsight'] = best(settings)
         others = {name: best([other for other in settings if other != name]) for name in settings if len(settings) > 1}
         if others:
-            found[f'best {kind} of the other settings'] = lambda seen, others=others: others[seen.setting](seen)
+            found[f'best {kind} of the other settings'] = Rule(
+                lambda seen, others=others: others[seen.setting].choose(seen), 0)
     return found
 
 
 def judged(rows, rules=None):
-    """For each rule and setting, and for all together, the mean and the worst regret over seeds and taps."""
-    everything = seen_of(rows)
-    rules = {**(RULES if rules is None else rules), **constants(everything)}
-    found = []
-    for name, rule in rules.items():
+    """For each rule and setting, and for groups of settings, which weigh the same, the mean regret over seeds and taps, the fair
+    one, and the worst."""
+    everything, found = seen_of(rows), []
+    for name, rule in {**(RULES if rules is None else rules), **constants(everything)}.items():
         own = {}
         for seen in everything:
-            own.setdefault((seen.setting, seen.held_out, seen.dense), []).append(regrets(rule, seen))
-        own = {key: torch.cat(values) for key, values in own.items()}
-        groups = {'all': own, 'made on': {key: own[key] for key in own if not key[1]}, 'held out': {
-            key: own[key] for key in own if key[1]}, 'dense': {key: own[key] for key in own if key[2]}}
-        for setting, kept in groups.items():
+            own.setdefault((seen.setting, seen.held_out, seen.dense), []).append((regrets(rule, seen), fair_regrets(rule, seen)))
+        own = {key: [torch.cat(values) for values in zip(*parts, strict=True)] for key, parts in own.items()}
+        groups = {'all': (None, list(own)), 'made on': (False, [key for key in own if not key[1]]),
+                  'held out': (True, [key for key in own if key[1]]), 'dense': (None, [key for key in own if key[2]])}
+        groups.update({key[0]: (key[1], [key]) for key in own})
+        for setting, (held_out, kept) in groups.items():
             if kept:
-                found.append(dict(rule=name, setting=setting, held_out={'made on': False, 'held out': True}.get(setting),
-                                  mean=torch.stack([values.mean() for values in kept.values()]).mean().item(),
-                                  worst=torch.cat(list(kept.values())).max().item()))
-        found += [dict(rule=name, setting=setting, held_out=held_out, mean=values.mean().item(), worst=values.max().item())
-                  for (setting, held_out, _), values in own.items()]
-    return [{key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in found]
+                mean, fair = (torch.stack([own[key][kind].mean() for key in kept]).mean().item() for kind in (0, 1))
+                worst = max(own[key][0].max().item() for key in kept)
+                found.append(dict(rule=name, setting=setting, held_out=held_out, mean=round(mean, 3), fair_mean=round(fair, 3),
+                                  worst=round(worst, 2), cost_of_trained_probes=round(rule.cost(), 5)))
+    return found
 
 
 def table(head, lines):
@@ -171,11 +204,15 @@ def report(rows, rules=None):
     found = judged(rows, rules)
     names, settings = ([*dict.fromkeys(row[key] for row in found)] for key in ('rule', 'setting'))
     cells = {(row['rule'], row['setting']): f'{row["mean"]:.2f} ({row["worst"]:.1f})' for row in found}
+    fair = {row['rule']: f'{row["fair_mean"]:.2f}' for row in found if row['setting'] == 'all'}
+    costs = {row['rule']: row['cost_of_trained_probes'] for row in found}
     groups = [name for name in ('all', 'made on', 'held out', 'dense') if name in settings]
     single = [name for name in settings if name not in groups]
     best = {seen.setting: seen for seen in seen_of(rows)}
     return '\n\n'.join([
-        table(['rule', *groups], [[name, *(cells[name, group] for group in groups)] for name in names]),
+        table(['rule', *groups, 'fair, all', 'cost'], [
+            [name, *(cells[name, group] for group in groups), fair[name], f'1/{1 / costs[name]:.0f}' if costs[name] else '0']
+            for name in names]),
         table(['rule', *single], [
             ['best accuracy or mIoU', *(f'{best[name].accuracy.max():.1f}' for name in single)],
             ['best timesteps', *(f'{min(ts)} to {max(ts)}' for ts in (
@@ -194,7 +231,7 @@ def figure(rows, settings, path, rule='default'):
         mean = torch.stack([seen.accuracy.mean(1) for seen in own]).mean(0)  # (T,)
         axes.plot(ts, mean, marker='.', color='black')
         for seen in own:
-            places = RULES[rule](seen)
+            places = RULES[rule].choose(seen)
             place = int(places.median())
             chosen = axes.plot(ts[place], mean[place], 'o', color='tab:red', markersize=9, fillstyle='none')[0]
         fixed = axes.axvline(261, color='tab:blue', linestyle=':')

@@ -21,13 +21,12 @@ from probes import PARTS, inputs, tested
 from record import ROOT
 from tqdm import tqdm
 
-from mmaselect.extract import seeded_noise
 from mmaselect.extract.fingerprint import weights_hash
 from mmaselect.selection import TensorImages, scores
 from mmaselect.selection.measure import Measurement, on_grid
 
 TIMESTEPS = [0, 25, 50, 100, 150, 261, 400, 700]  # the constants of ``rules`` among them
-MEASURED = 1  # raised where what is measured changes, so that what was kept is measured anew
+MEASURED = 2  # raised where what is measured changes, so that what was kept is measured anew
 # Scores, and the score that has the same ``observe``: what that gives of an image is kept, and makes the values of all of them.
 SCORES = {
     'half_consistency': ('half_consistency', 'half_consistency'), 'view_consistency': ('view_consistency', 'view_consistency'),
@@ -99,7 +98,7 @@ class Measured:
         """Accuracies of probes, and what scores see of the images: by score, seed and tap, rows (seen, ...)."""
         extractor, images = self.task.extractor, self.task.images
         single = {name: scores.build(name) for name in ROWS if scores.build(name).views == 1}
-        noise = seeded_noise(self.task.latents[0].shape[1:], 0)[None]
+        noise, = extractor.draw(self.task.latents[0])  # the backbone's
         device = self.task.latents[0].device
         features, rows = [], {name: [[] for _ in extractor.taps] for name in single}
         for latent, labels in zip(self.task.latents, images.labels.split(images.batch_size), strict=True):
@@ -149,19 +148,21 @@ def first_of_each(labels, count):
 
 
 def rows_of(name, setting, task, timesteps, found):
-    """Rows of results: a setting, seed, timestep and tap, the accuracy, and the value of every score."""
+    """Rows of results: a setting, seed, timestep and tap, the accuracy on each of the two parts of the images that are not the
+    seed's, and the value of every score."""
     process, few = task.extractor.process, str(setting.labels)
     for t, own in zip(timesteps, found, strict=True):
         log_snr = process.log_snr(t)
         clocked = t if setting.clock is None else tasks.on_clock(log_snr, setting.clock, len(process))
         for seed in range(PARTS):
             for k, (block, tap) in enumerate(task.extractor.taps):
-                accuracy = own['accuracy'][few][k]
-                tests = [accuracy[part][other] for part in range(PARTS) for other in range(PARTS) if other not in (part, seed)]
+                accuracy, others = own['accuracy'][few][k], [part for part in range(PARTS) if part != seed]
+                # Tested on either of the other parts: by the probe of the seed, and by that of the remaining part.
+                tests = {f'accuracy_{place}': round((accuracy[seed][part] + accuracy[sum(others) - part][part]) / 2, 3)
+                         for place, part in enumerate(others, 1)}
                 values = {score: float(f'{value[seed][k]:.5g}') for score, value in own['values'][few].items()}
                 yield dict(setting=name, held_out=int(setting.held_out), dense=int(task.images.label_kind == 'pixel'), seed=seed,
-                           t=clocked, log_snr=round(log_snr, 3), block=block, tap=tap,
-                           accuracy=round(sum(tests) / len(tests), 3), **values)
+                           t=clocked, log_snr=round(log_snr, 3), block=block, tap=tap, **tests, **values)
 
 
 def from_config(path, checkpoint, count):
@@ -197,7 +198,7 @@ def parse(argv=None):
     parser.add_argument('config', nargs='?', help='a config of your own, in place of the built-in settings')
     parser.add_argument('--checkpoint', help='weights for the config')
     parser.add_argument('--images', type=int, default=900, help='a third is chosen and fitted on, the others are tested on')
-    parser.add_argument('--masks', type=int, default=450, help='images of the built-in settings that have masks')
+    parser.add_argument('--masks', type=int, default=300, help='images of the built-in settings that have masks')
     parser.add_argument('--seen', type=int, default=128, help='images of a seed that scores of two views look at')
     parser.add_argument('--timesteps', type=int, nargs='+', default=TIMESTEPS)
     parser.add_argument('--tasks', nargs='+', choices=tasks.TASKS, default=list(tasks.TASKS), metavar='TASK')

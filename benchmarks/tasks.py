@@ -168,31 +168,33 @@ class Setting:
         return dataclasses.replace(self, clock=None, labels=None, held_out=False)
 
 
-# Those that are not held out were looked at when the rules were made. Which these are was fixed before any table was made: they
-# are the eight of the table in which the rules of old lost to a constant, the scenes, and few labels.
+# Those that are not held out were looked at when the rules were made. Which these are was fixed before any of the others was
+# measured: they are the eight of the table in which the rules of old lost to a constant, the scenes, and few labels.
 TASKS = {
     'CIFAR-10': Setting('latent', cifar),
     'CIFAR-10, few labels': Setting('latent', cifar, labels=10),
-    'CIFAR-10 pixel': Setting('pixel', cifar),
-    'CamVid': Setting('latent', camvid),
     'segmentation': Setting('latent', scenes),
+    'CamVid': Setting('latent', camvid),
+    'CIFAR-10 pixel': Setting('pixel', cifar),
     'noisy pixel': Setting('pixel', fashion, noisy),
     'noisy': Setting('latent', fashion, noisy),
+    'digits': Setting('latent', digits),
     'pixel': Setting('pixel', fashion),
     'classification': Setting('latent', fashion),
-    'digits': Setting('latent', digits),
     # Held out.
     'CIFAR-10, half size': Setting('latent', cifar, size=0.5, held_out=True),
-    'CamVid pixel': Setting('pixel', camvid, held_out=True),
-    'CamVid pixel, shifted clock': Setting('pixel', camvid, clock=shifted, held_out=True),
-    'noisy CIFAR-10 pixel': Setting('pixel', cifar, noisy, held_out=True),
-    'noisy CIFAR-10 pixel, cosine clock': Setting('pixel', cifar, noisy, clock=cosine, held_out=True),
-    'noisy CIFAR-10 pixel, few labels': Setting('pixel', cifar, noisy, labels=10, held_out=True),
+    'CIFAR-10, half size, few labels': Setting('latent', cifar, size=0.5, labels=10, held_out=True),
+    'CIFAR-10, half size, shifted clock': Setting('latent', cifar, size=0.5, clock=shifted, held_out=True),
+    'noisy CIFAR-10, half size': Setting('latent', cifar, noisy, size=0.5, held_out=True),
+    'noisy CIFAR-10, half size, cosine clock': Setting('latent', cifar, noisy, size=0.5, clock=cosine, held_out=True),
+    'CamVid, half size': Setting('latent', camvid, size=0.5, held_out=True),
     'noisy segmentation': Setting('latent', scenes, noisy, held_out=True),
+    'noisy CIFAR-10 pixel': Setting('pixel', cifar, noisy, held_out=True),
+    'CamVid pixel': Setting('pixel', camvid, held_out=True),
     'CIFAR-10 photo': Setting('photo', cifar, held_out=True),
     'CamVid photo': Setting('photo', camvid, held_out=True),
-    'blurred': Setting('latent', fashion, blurred, held_out=True),
     'jpeg segmentation': Setting('latent', scenes, jpeg, held_out=True),
+    'blurred': Setting('latent', fashion, blurred, held_out=True),
     'pixel, double size': Setting('pixel', fashion, size=2, held_out=True),
     'flow': Setting('flow', fashion, held_out=True)}
 
@@ -217,7 +219,7 @@ def build(name, images, masks, device):
     extractor = Extractor.from_pretrained(MODELS[setting.model], TAPS).eval().to(device)
     side = int(setting.size * extractor.family.config.sample_size * extractor.encoder.stride)  # of the images
     x, y = setting.source(masks if setting.dense else images, side)
-    if setting.size > 1 and not setting.dense:
-        x, y = x[:images // 2], y[:images // 2]  # each takes four times as long
+    if x[0, 0].numel() > 64 * extractor.token_stride**2:  # each takes longer than those of most settings
+        x, y = x[:2 * len(x) // 3], y[:2 * len(x) // 3]
     batch = max(1, 100 * 64 * extractor.token_stride**2 // x[0, 0].numel())
     return Task(name, extractor, TensorImages(setting.degrade(x), y, batch))

@@ -96,7 +96,7 @@ class _Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f'GLOBAL state for {target!r}')
         super().load_build()
 
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
 
 _PICKLE = types.SimpleNamespace(__name__=__name__, Unpickler=_Unpickler, load=lambda f, **kw: _Unpickler(f, **kw).load())

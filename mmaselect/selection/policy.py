@@ -99,7 +99,7 @@ class SelectionPolicy:
         Raises:
             ValueError: An option does not exist, or is wrong.
         """
-        if isinstance(options, cls):
+        if isinstance(options, SelectionPolicy):
             return options
         names = [field.name for field in fields(cls)]
         for name in options or {}:
@@ -112,13 +112,14 @@ class SelectionPolicy:
     @property
     def most_images(self) -> int:
         """How many images a sample for the sweep needs."""
-        return MOST_IMAGES if self.num_images == 'auto' else self.num_images
+        return MOST_IMAGES if isinstance(self.num_images, str) else self.num_images
 
     def taps_for(self, extractor: Extractor, score: scores.Score) -> tuple[Tap, ...]:
         """The taps that a score judges with an extractor."""
         if self.score_taps == 'auto' and (self.choose_tap or not score.labelled):
             return upper_taps(extractor.family.depth, tuple(TAPS) if self.choose_tap else ('value',))
-        return extractor.taps if self.score_taps in (None, 'auto') else resolve(self.score_taps, extractor.family.depth)
+        return extractor.taps if self.score_taps is None or isinstance(self.score_taps, str) else resolve(
+            self.score_taps, extractor.family.depth)
 
     def record(self) -> dict[str, Any]:
         """The options as JSON has them."""

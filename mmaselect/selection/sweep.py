@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import diffusers
 import torch
@@ -31,7 +32,7 @@ FIRST_IMAGES = 128  # of a sweep that takes more images until its choice is stab
 STABLE = 0.95  # probability at which it is
 
 
-def sweep(extractor: Extractor, images: TensorImages, policy: SelectionPolicy | None = None, *, noise: str = 'seeded',
+def sweep(extractor: Extractor, images: TensorImages | Any, policy: SelectionPolicy | None = None, *, noise: str = 'seeded',
           noise_seed: int = 0, draws: int = 1, progress: bool = False,
           log: Callable[[str], None] | None = None) -> SelectionResult:
     """Scores candidate timesteps and picks one in the middle of the best, or a few.
@@ -70,7 +71,8 @@ def sweep(extractor: Extractor, images: TensorImages, policy: SelectionPolicy | 
         few = min(few, FIRST_IMAGES)
     start, failures, controls = time.perf_counter(), {}, {}
     with _prepared(extractor, policy.taps_for(extractor, score)):
-        options = dict(seed=policy.seed, noise=noise, noise_seed=noise_seed, draws=draws, forward_batch=policy.forward_batch)
+        options: dict[str, Any] = dict(seed=policy.seed, noise=noise, noise_seed=noise_seed, draws=draws,
+                                       forward_batch=policy.forward_batch)
         main = Measurement(extractor, [score], **options)
         each = main.per_image * len(ts)  # forward passes per image
         planned = each * (count + len(policy.controls) * few)
@@ -189,6 +191,6 @@ def _together(work: Callable[[], None]) -> None:
         work()
     except Exception as found:  # whatever it is, the others have to hear of it
         error = found
-    for found in gather(error):
-        if found is not None:
-            raise found
+    for heard in gather(error):
+        if heard is not None:
+            raise heard

@@ -95,7 +95,7 @@ def test_probes_and_rules_find_the_planted_timestep():
             assert curve[TIMES.index(BEST)] == curve.max() > 80
             assert curve[TIMES.index(999)] < 50  # nothing is left of the images there
             for score in ('half_consistency', 'ridge') if few is None else ('half_consistency', ):
-                assert rules.regrets(partial(rules.plateau, score, 0, judges=None), seen).tolist() == [0]
+                assert rules.regrets(rule(rules.plateau, score, 0, judges=None), seen).tolist() == [0]
 
 
 def test_probes_are_tested_on_images_that_neither_they_nor_the_choice_have_seen():
@@ -103,8 +103,9 @@ def test_probes_are_tested_on_images_that_neither_they_nor_the_choice_have_seen(
     accuracy = [[[None, 1.0, 2.0], [4.0, None, 8.0], [16.0, 32.0, None]]]  # by the part of the fit and that of the test
     found = dict(accuracy={'None': accuracy}, values={'None': {'x': [[0.5], [0.6], [0.7]]}})
     rows = list(selection.rows_of('planted', tasks.Setting('', None), task, [100], [found]))
-    # Of seed 0 parts 1 and 2 are tested on, and so on.
-    assert [row['accuracy'] for row in rows] == [(1 + 2 + 8 + 32) / 4, (2 + 4 + 8 + 16) / 4, (1 + 4 + 16 + 32) / 4]
+    # Of seed 0 parts 1 and 2 are tested on, each by the probes of the two other parts, and so on.
+    assert [(row['accuracy_1'], row['accuracy_2']) for row in rows] == [
+        ((1 + 32) / 2, (2 + 8) / 2), ((4 + 16) / 2, (2 + 8) / 2), ((4 + 16) / 2, (1 + 32) / 2)]
     assert [row['x'] for row in rows] == [0.5, 0.6, 0.7]
 
 
@@ -194,24 +195,40 @@ def test_rows_are_read_as_they_were_written(tmp_path, name):
         [type(value) for value in row.values()] for row in rows]
 
 
+def rule(choose, *args, **options):
+    return rules.Rule(partial(choose, *args, **options))
+
+
 def seen(accuracy, log_snr=(3.0, 0.0, -3.0), timesteps=(0, 100, 300), setting='a', seed=0, held_out=False, dense=False, taps=1,
          **scores):
-    """Rows of one setting and seed; tables are lists by timestep, of one value for all taps or one each."""
+    """Rows of one setting and seed; tables are lists by timestep, of one value for all taps or one each. Accuracies are of both
+    parts, or pairs."""
     def each(value):
-        return value if isinstance(value, (list, tuple)) else [value] * taps
+        return value if isinstance(value, list) else [value] * taps
+
+    def both(value):
+        return value if isinstance(value, tuple) else (value, value)
     return [dict(setting=setting, held_out=int(held_out), dense=int(dense), seed=seed, t=t, log_snr=log_snr[k], block=tap,
-                 tap='value' if tap else 'hidden', accuracy=each(accuracy[k])[tap],
+                 tap='value' if tap else 'hidden', **dict(zip(rules.TESTS, both(each(accuracy[k])[tap]), strict=True)),
                  **{name: each(values[k])[tap] for name, values in scores.items()})
             for k, t in enumerate(timesteps) for tap in range(taps)]
 
 
 def test_regret_by_hand():
     own, = rules.seen_of(seen([[50.0, 60], [56, 40], [57, 20]], taps=2, x=[[1, 0], [3, 1], [2, 5]]))
-    assert rules.regrets(partial(rules.constant, 90), own).tolist() == [1, 20]  # the nearest is 100
-    assert rules.regrets(partial(rules.level, -2.9), own).tolist() == [0, 40]
-    assert rules.regrets(partial(rules.plateau, 'x', 0, judges=None), own).tolist() == [1, 40]  # each tap's own
-    assert rules.regrets(partial(rules.plateau, 'x', 0, judges='hidden'), own).tolist() == [1, 20]
-    assert rules.regrets(partial(rules.by_task, partial(rules.constant, 0), partial(rules.constant, 300)), own).tolist() == [7, 0]
+    assert rules.regrets(rule(rules.constant, 90), own).tolist() == [1, 20]  # the nearest is 100
+    assert rules.regrets(rule(rules.level, -2.9), own).tolist() == [0, 40]
+    assert rules.regrets(rule(rules.plateau, 'x', 0, judges=None), own).tolist() == [1, 40]  # each tap's own
+    assert rules.regrets(rule(rules.plateau, 'x', 0, judges='hidden'), own).tolist() == [1, 20]
+    either = rule(rules.image_or_dense, partial(rules.constant, 0), partial(rules.constant, 300))
+    assert rules.regrets(either, own).tolist() == [7, 0]
+
+
+def test_fair_regret_by_hand():
+    own, = rules.seen_of(seen([(50.0, 50), (60, 52), (56, 58)]))  # means 50, 56, 57
+    assert rules.regrets(rule(rules.constant, 100), own).tolist() == [1]
+    # The best of the first part on the second, and the other way round.
+    assert rules.fair_regrets(rule(rules.constant, 100), own).tolist() == [(52 + 56) / 2 - 56]
 
 
 def test_votes_weigh_each_score_alike():
@@ -236,15 +253,16 @@ def test_the_best_constant_in_hindsight_and_that_of_the_other_settings():
 
 
 def test_tables_have_the_mean_of_settings_and_the_worst_tap(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(rules, 'RULES', {'own': partial(rules.plateau, 'x', 0, judges=None)})
+    monkeypatch.setattr(rules, 'RULES', {'own': rule(rules.plateau, 'x', 0, judges=None)})
     rows = seen([[50.0, 60], [60, 40], [0, 0]], taps=2, x=[1, 0, 0], setting='made', held_out=False)
     rows += seen([60.0, 50, 0], x=[1, 0, 0], setting='kept', held_out=True, dense=True)
     record.write(tmp_path / 'rows.csv.gz', dict(command='x'), rows)
     rules.main([str(tmp_path / 'rows.csv.gz'), '--summary', str(tmp_path / 'summary.json')])
     lines = capsys.readouterr().out.splitlines()
     # t=0 loses 10 and 0 points on one setting, nothing on the other.
-    assert '| t=0 | 2.50 (10.0) | 5.00 (10.0) | 0.00 (0.0) | 0.00 (0.0) |' in lines
-    assert '| own | 2.50 (10.0) | 5.00 (10.0) | 0.00 (0.0) | 0.00 (0.0) |' in lines
+    assert '| t=0 | 2.50 (10.0) | 5.00 (10.0) | 0.00 (0.0) | 0.00 (0.0) | 2.50 | 0 |' in lines
+    assert '| own | 2.50 (10.0) | 5.00 (10.0) | 0.00 (0.0) | 0.00 (0.0) | 2.50 | 1/57 |' in lines
     summary = {(row['rule'], row['setting']): row for row in record.read(tmp_path / 'summary.json')[1]}
     assert summary['t=0', 'made']['mean'] == 5 and summary['t=0', 'made']['worst'] == 10
+    assert summary['t=0', 'all']['cost_of_trained_probes'] == 0 < summary['own', 'all']['cost_of_trained_probes'] < 1 / 50
     assert summary['t=0', 'kept']['held_out'] is True and summary['t=0', 'all']['held_out'] is None
