@@ -1,5 +1,5 @@
 # SegFormer's head on a frozen DiT at its selected timestep: CamVid, 367 labelled street scenes.
-pretrained = '{{ fileDirname }}/fashion_pixel_dit'
+pretrained = '{{ fileDirname }}/cifar10_dit'
 
 _base_ = ['_base_/models/upernet_dit.py', '_base_/datasets/camvid.py', '_base_/mmseg_runtime.py']
 norm_cfg = dict(type='BN', requires_grad=True)

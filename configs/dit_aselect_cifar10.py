@@ -1,5 +1,5 @@
 # A linear classifier on a frozen DiT at its selected timestep: CIFAR-10, all 50,000 labelled images.
-pretrained = '{{ fileDirname }}/fashion_pixel_dit'
+pretrained = '{{ fileDirname }}/cifar10_dit'
 
 _base_ = ['_base_/models/linear_dit.py', '_base_/datasets/cifar10.py', '_base_/mmpretrain_runtime.py']
 width, grid = 128, 4

@@ -3,11 +3,12 @@
 # tools/model_converters/publish_backbone.py makes work_dirs/mae_vit_cifar10.pth of the last checkpoint.
 _base_ = 'mae_vit_fashion_pretrain.py'
 model = dict(
-    backbone=dict(img_size=32, patch_size=4),  # the sizes of ../_base_/models/cifar10_vit.py are those of the other
-    neck=dict(patch_size=4),
+    backbone=dict(  # the sizes of ../_base_/models/cifar10_vit.py
+        arch=dict(embed_dims=128, num_layers=6, num_heads=2, feedforward_channels=512), img_size=32, patch_size=4),
+    neck=dict(patch_size=4, embed_dim=128, num_patches=64),
     head=dict(patch_size=4))
 train_dataloader = dict(
-    batch_size=128,
+    batch_size=64,
     dataset=dict(
         _delete_=True,
         type='CustomDataset',
@@ -20,7 +21,7 @@ train_dataloader = dict(
             dict(type='PackInputs')
         ]))
 
-iterations = 5000
+iterations = 1650
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.005, by_epoch=False, begin=0, end=200),
     dict(type='CosineAnnealingLR', eta_min=5e-5, by_epoch=False, begin=200, end=iterations)

@@ -2,7 +2,7 @@
 vit = dict(
     _delete_=True,
     type='mmpretrain.VisionTransformer',
-    arch=dict(embed_dims=128, num_layers=8, num_heads=4, feedforward_channels=512),
+    arch=dict(embed_dims=128, num_layers=6, num_heads=2, feedforward_channels=512),
     img_size=32,
     patch_size=4,
     out_type='featmap')
