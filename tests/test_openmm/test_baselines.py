@@ -17,7 +17,7 @@ from mmaselect.openmm.safe_load import load
 
 BASELINES = {path.stem: path for path in sorted((runs.ROOT / 'configs' / 'baselines').glob('*.py'))}
 PRETRAINING = BASELINES.pop('mae_vit_fashion_pretrain')
-BASELINES.pop('mae_vit_cifar10_pretrain')
+PHOTOGRAPHS = BASELINES.pop('mae_vit_cifar10_pretrain')
 PUBLISH = runs.ROOT / 'tools' / 'model_converters' / 'publish_backbone.py'
 FINE_TUNED = ('resnet50_cub', 'vit_b16_cub')  # with a schedule of their own
 FROM_NOTHING = ('resnet18_cifar10', 'resnet18_cifar10_few')  # with augmentation and a schedule of their own
@@ -155,6 +155,16 @@ def test_mae_reads_the_images_that_the_dit_was_pretrained_on(pretrained, data):
     dataset = runner.train_dataloader.dataset
     batch = default_collate([dataset[index] for index in range(len(dataset))])
     torch.testing.assert_close(runner.model.data_preprocessor(batch)['inputs'].cpu(), dit['to_tensor'](images))
+
+
+def test_mae_of_photographs_gives_the_frozen_baseline_its_weights(data, tmp_path):
+    runner = trained(PHOTOGRAPHS, {
+        'train_dataloader.dataset.data_root': str(data / 'cifar10'), 'train_dataloader.batch_size': 4, 'train_cfg.max_iters': 2,
+        'default_hooks.checkpoint.interval': 2, 'default_hooks.logger.interval': 1}, tmp_path)
+    assert math.isfinite(runner.message_hub.log_scalars['train/loss'].current())
+    runs.run_here(PUBLISH, tmp_path / 'iter_2.pth', tmp_path / 'mae.pth')
+    backbone = MODELS.build(Config.fromfile(BASELINES['mae_frozen_cifar10']).model.backbone)
+    assert load(tmp_path / 'mae.pth').keys() == backbone.state_dict().keys()
 
 
 def test_mae_sees_as_many_images_as_the_dit_did():
