@@ -14,6 +14,7 @@ from torch import nn
 
 from mmaselect.registry import HOOKS
 from mmaselect.selection import SelectionResult, sweep
+from mmaselect.selection.distributed import broadcast, rank_and_size
 
 from .backbone import DiTBackbone
 from .cached import CachedFeatures
@@ -140,15 +141,27 @@ class AutoTimestepHook(Hook):
         return result
 
     def _earlier(self, runner, extractor, policy, options):
-        """The result that is to be taken in place of a sweep, or None.
+        """The result that is to be taken in place of a sweep, or None. The first rank reads the file, which others may not see.
 
         Raises:
             ValueError: ``result`` is no such file, or was made otherwise.
         """
+        outcome = None
+        if rank_and_size()[0] == 0:
+            try:
+                outcome = self._fitting(runner, extractor, policy, options)
+            except ValueError as error:  # the others have to hear of it
+                outcome = error
+        outcome = broadcast(outcome)
+        if isinstance(outcome, ValueError):
+            raise outcome
+        return outcome
+
+    def _fitting(self, runner, extractor, policy, options):
         path = self.result
-        if path is None and self.resume and not self.reselect:
-            path = Path(runner.work_dir) / RESULT
-        if path is None or self.result is None and not Path(path).is_file():
+        if path is None and self.resume and not self.reselect and Path(runner.work_dir, RESULT).is_file():
+            path = Path(runner.work_dir, RESULT)
+        if path is None:
             return None
         try:
             result = SelectionResult.load(path)
