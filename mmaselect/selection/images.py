@@ -31,7 +31,7 @@ class TensorImages:
     @property
     def num_classes(self) -> int | None:
         """How many classes the images are of where each has one label, None elsewhere."""
-        return len(self.labels.unique()) if self.label_kind == 'image' else None
+        return len(self.labels.unique()) if self.labels is not None and self.labels.ndim == 1 else None
 
     def __len__(self) -> int:
         """Images over all ranks."""

@@ -31,7 +31,7 @@ class SelectionPolicy:
         gap (int): Between two chosen timesteps, in training timesteps. The default is what lies between DDPM-seg's 50, 150 and
             250 (Baranchuk et al. 2022, arXiv:2112.03126).
         candidates (int | Sequence[int]): Timesteps to try, 0 the cleanest, or how many to spread over the schedule.
-        search (str): 'grid' measures all candidates on all images. 'halving' begins with a quarter of the images, and doubles
+        search (str): 'grid' measures all candidates on all images. 'halving' begins with an eighth of the images, and doubles
             them for the candidates that may still be on the plateau (successive halving, Jamieson and Talwalkar 2016,
             arXiv:1502.07943). Where several timesteps are chosen it is 'grid'.
         plateau (float): The choice is the centre of the run of candidates around the best one that lose at most this share of the

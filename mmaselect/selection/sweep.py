@@ -132,7 +132,7 @@ def _measured(measurement: Measurement, images: TensorImages, count: int, ts: li
     halving = policy.search == 'halving' and policy.num_timesteps == 1
     # A probe of fewer images per class is a poor judge.
     least = 20 * (images.num_classes or 0) if measurement.labelled and images.label_kind == 'image' else FEWEST_IMAGES
-    stages = _stages(count, FIRST_IMAGES if grow else max(least, -(-count // 4)) if halving else count)
+    stages = _stages(count, FIRST_IMAGES if grow else max(least, -(-count // 8)) if halving else count)
     each = len(ts) * measurement.per_image
     if stages[0] * each > budget or not grow and count * each > budget:
         needed = stages[0] if grow else count

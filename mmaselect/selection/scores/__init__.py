@@ -99,12 +99,12 @@ class Score:
         """What is added up over images, besides the rows: a tensor, or None where a score needs no such thing."""
         return None
 
-    def terms(self, rows: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def terms(self, rows: Tensor, total: Any) -> tuple[Tensor, Tensor] | None:
         """Rows of all images (N, ...), float64 -> numerators and denominators (N, k) of the ratios, or None where the score
         is not of this form; it then has no confidence interval."""
         return None
 
-    def value(self, rows: Tensor, total: Tensor | None = None) -> float:
+    def value(self, rows: Tensor, total: Any = None) -> float:
         """Rows of all images (N, ...), float64, and the sum of ``total`` over all of them -> float."""
         terms = self.terms(rows, total)
         if terms is None:

@@ -1,7 +1,7 @@
 """Scores that ask what of an image's features survives an augmentation and another draw of noise."""
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,8 +55,9 @@ class Consistency(Score):
     views: ClassVar[int] = 2
     augmented: ClassVar[bool] = True
     comparable: ClassVar[bool] = True
+    components: int | None
 
-    def terms(self, rows: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
+    def terms(self, rows: Tensor, total: Any) -> tuple[Tensor, Tensor]:
         n, _, m, _ = rows.shape
         if n < 2:
             raise ValueError(f'{self.name} compares images and was given one: raise num_images')

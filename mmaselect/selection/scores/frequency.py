@@ -5,7 +5,7 @@ in units of Nyquist, by the radius or, for a square band, by the larger of the t
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,11 +59,12 @@ class HighFrequencyRatio(Score):
     def observe(self, maps: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         spectrum = torch.fft.fft2(maps[0].float(), norm='ortho')
         power = (spectrum.abs() if self.magnitude else energy(spectrum)).sum(1)  # (B, h, w)
-        distance = frequency(*power.shape[-2:], self.band, power.device)
+        h, w = power.shape[-2:]
+        distance = frequency(h, w, self.band, power.device)
         total = power if self.dc else power * (distance > 0)
         return torch.stack([(power * (distance > self.cutoff)).sum((1, 2)), total.sum((1, 2))], 1)  # (B, 2)
 
-    def terms(self, rows: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
+    def terms(self, rows: Tensor, total: Any) -> tuple[Tensor, Tensor]:
         return rows[:, :1], rows[:, 1:]
 
 
@@ -91,18 +92,20 @@ class CoherentHighFrequencyRatio(Score):
         first, second = (torch.fft.fft2(m.float(), norm='ortho') for m in maps)
         cross = (first * second.conj()).real.sum(1)  # (B, h, w)
         power = (energy(first) + energy(second)).sum((1, 2, 3)) / 2
-        high = frequency(*cross.shape[-2:], self.band, cross.device) > self.cutoff
+        h, w = cross.shape[-2:]
+        high = frequency(h, w, self.band, cross.device) > self.cutoff
         return torch.stack([(cross * high).sum((1, 2)), power], 1)  # (B, 2)
 
     def total(self, maps: Sequence[Tensor]) -> Tensor | None:
         return torch.stack([m.double().sum(0) for m in maps]).cpu()  # (2, D, h, w)
 
-    def terms(self, rows: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
+    def terms(self, rows: Tensor, total: Any) -> tuple[Tensor, Tensor]:
         # Sum over images of Re (F1 - M1)(F2 - M2)* = sum of Re F1 F2* - N Re M1 M2*, and likewise for the power.
         first, second = torch.fft.fft2(total / len(rows), norm='ortho')  # (D, h, w)
         cross = (first * second.conj()).real.sum(0)  # (h, w)
         power = (energy(first) + energy(second)).sum() / 2
-        high = frequency(*cross.shape, self.band, cross.device) > self.cutoff
+        h, w = cross.shape
+        high = frequency(h, w, self.band, cross.device) > self.cutoff
         numerator, denominator = rows[:, :1] - (cross * high).sum(), rows[:, 1:] - power
         # What is left of constant features is rounding.
         return numerator, denominator * (denominator.sum() > 1e-5 * rows[:, 1].sum())

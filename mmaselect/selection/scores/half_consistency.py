@@ -1,7 +1,7 @@
 """A score that asks, besides what two views share, what one half of an image tells of the other."""
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,14 +52,14 @@ class HalfConsistency(Consistency):
         parts = [F.adaptive_avg_pool2d(m.float(), 2).flatten(2).transpose(1, 2) for m in maps]
         return torch.stack(parts, 1)  # (B, 2, 4, D)
 
-    def terms(self, rows: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
+    def terms(self, rows: Tensor, total: Any) -> tuple[Tensor, Tensor]:
         views = super().terms(rows.mean(2, keepdim=True), total)  # (N, k) each
         ratios = []
         for one, other in PAIRS:
             x = principal(rows[:, 0, one].mean(1), self.components)
             y = principal(rows[:, 1, other].mean(1), self.components)
             ratios.append(explained(x, y))
-        ratios = [torch.stack(part, 1) for part in zip(*ratios, strict=True)]  # (N, 4) each
+        of_pairs = [torch.stack(part, 1) for part in zip(*ratios, strict=True)]  # (N, 4) each
         # Repeated such that in the mean of all ratios the views weigh twice as much as the pairs of halves.
         return tuple(torch.cat([view.repeat(1, 2 * len(PAIRS)), pair.repeat(1, view.shape[1])], 1)
-                     for view, pair in zip(views, ratios, strict=True))
+                     for view, pair in zip(views, of_pairs, strict=True))

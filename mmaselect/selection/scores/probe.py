@@ -1,7 +1,7 @@
 """Scores that ask the labels: cheap stand-ins for training a probe, in the same sweep."""
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,8 @@ class Labelled(Score):
     cells of the grid for a label per pixel."""
     labelled: ClassVar[bool] = True
     comparable: ClassVar[bool] = True
+    pool: int
+    cells: int
 
     def observe(self, maps: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         if labels is None:
@@ -33,7 +35,8 @@ class Labelled(Score):
         else:
             if self.cells < 2:
                 raise ValueError(f'cells={self.cells}: look at two or more')
-            chosen = sampled_cells(*maps[0].shape[-2:], self.cells).to(maps[0].device)
+            h, w = maps[0].shape[-2:]
+            chosen = sampled_cells(h, w, self.cells).to(maps[0].device)
             features = maps[0].float().flatten(2)[:, :, chosen].transpose(1, 2)  # (B, m, D)
             labels = labels.flatten(1)[:, chosen]
         return torch.cat([features, labels[..., None].to(features)], 2)  # (B, m, F + 1)
@@ -67,7 +70,7 @@ class RidgeProbe(Labelled):
         if self.measure not in MEASURES:
             raise ValueError(f'measure={self.measure!r}: choose one of {MEASURES}')
 
-    def terms(self, rows: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
+    def terms(self, rows: Tensor, total: Any) -> tuple[Tensor, Tensor]:
         n, m, _ = rows.shape
         labels = rows[..., -1].long().flatten()  # (n * m,)
         valid = labels >= 0
@@ -120,7 +123,7 @@ class Fisher(Labelled):
     pool: int = 1
     cells: int = 16
 
-    def value(self, rows: Tensor, total: Tensor | None = None) -> float:
+    def value(self, rows: Tensor, total: Any = None) -> float:
         rows = rows.flatten(0, 1)
         rows = rows[rows[:, -1] >= 0]
         features, labels = standardise(rows[:, :-1]), rows[:, -1].long()

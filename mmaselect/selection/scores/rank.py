@@ -4,7 +4,7 @@ They were made to compare trainings, where collapse is the danger; over timestep
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class RankMe(Pooled):
     """Effective rank of the pooled features: exp of the entropy of their singular values (Garrido et al. 2023, arXiv:2210.02885,
     eq. 1). Between 1 and min(N, D). Cost: a singular value decomposition of N x D."""
 
-    def value(self, rows: Tensor, total: Tensor | None = None) -> float:
+    def value(self, rows: Tensor, total: Any = None) -> float:
         return effective_rank(torch.linalg.svdvals(rows[:, 0]))
 
 
@@ -48,7 +48,7 @@ class AlphaReQ(Pooled):
     first: int = 3
     last: int = 60
 
-    def value(self, rows: Tensor, total: Tensor | None = None) -> float:
+    def value(self, rows: Tensor, total: Any = None) -> float:
         eigenvalues = torch.linalg.svdvals(standardise(rows[:, 0])).square()[self.first - 1:self.last]
         eigenvalues = eigenvalues[eigenvalues > 1e-12 * eigenvalues.sum()]
         if len(eigenvalues) < 2:
@@ -68,7 +68,7 @@ class LiDAR(Pooled):
     augmented: ClassVar[bool] = True
     delta: float = 1e-4
 
-    def value(self, rows: Tensor, total: Tensor | None = None) -> float:
+    def value(self, rows: Tensor, total: Any = None) -> float:
         rows = rows - rows.mean(0)  # what all images share, the draw of noise of a view, is no spread within them
         centre = rows.mean(1)  # (N, D)
         spread = (rows - centre[:, None]).flatten(0, 1)  # (2 N, D)
