@@ -61,5 +61,6 @@ class HalfConsistency(Consistency):
             ratios.append(explained(x, y))
         of_pairs = [torch.stack(part, 1) for part in zip(*ratios, strict=True)]  # (N, 4) each
         # Repeated such that in the mean of all ratios the views weigh twice as much as the pairs of halves.
-        return tuple(torch.cat([view.repeat(1, 2 * len(PAIRS)), pair.repeat(1, view.shape[1])], 1)
-                     for view, pair in zip(views, of_pairs, strict=True))
+        first, second = (torch.cat([view.repeat(1, 2 * len(PAIRS)), pair.repeat(1, view.shape[1])], 1)
+                         for view, pair in zip(views, of_pairs, strict=True))
+        return first, second
