@@ -188,8 +188,7 @@ def from_config(path, checkpoint, count):
     images, labels = torch.cat([images for images, _ in found]), torch.cat([labels.cpu() for _, labels in found])
     if len(images) < 2 * PARTS:
         raise SystemExit(f'{path} gives {len(images)} training images, too few to fit probes on a third of them')
-    backbone.unfold()
-    return tasks.Task(Path(path).stem, backbone.extractor.eval(),
+    return tasks.Task(Path(path).stem, backbone.unfolded().eval(),
                       TensorImages(images, labels, max(1, 100 * 64**2 // images[0, 0].numel())))
 
 

@@ -16,7 +16,8 @@ import record
 from probes import clock
 from record import ROOT
 
-from mmaselect.openmm import DiTBackbone, caching, launch
+from mmaselect.openmm import DiTBackbone, launch
+from mmaselect.openmm.cache_writers import cache_features
 from mmaselect.openmm.modules import find_module
 from mmaselect.openmm.neck import AutoTimestepNeck
 from mmaselect.openmm.sweep_images import training_sample
@@ -46,7 +47,7 @@ def trained(args, timestep):
     """Accuracy of the probe of a timestep, in per cent, and that in the middle of its training."""
     folder = args.work_dir / f't{timestep}'
     shutil.rmtree(folder, ignore_errors=True)
-    caching.cache_features(with_dit(args, timestep), folder, ['train', 'val'], batch_size=100)
+    cache_features(with_dit(args, timestep), folder, ['train', 'val'], batch_size=100)
     val = dict(dataset=dict(indices=args.test_images, pipeline=[
         dict(type='mmaselect.LoadFeatures', cache=f'{folder}/val'), dict(type='PackInputs')]))
     runner = runner_of('cached/linear_probe_fashion_mnist.py', args.work_dir, dict(
@@ -86,7 +87,7 @@ def main():
         backbone, neck = (find_module(runner.model, kind) for kind in (DiTBackbone, AutoTimestepNeck))
         start = clock()
         images = training_sample(runner.cfg, runner.model, neck.policy)
-        result = sweep(backbone.extractor, images, replace(neck.policy, score=score, controls=(), candidates=list(accuracy)))
+        result = sweep(backbone.unfolded(), images, replace(neck.policy, score=score, controls=(), candidates=list(accuracy)))
         seconds = clock() - start
         rows.append(dict(
             setting='classification, trained probes', model='latent', dataset='Fashion-MNIST, 2,000 labels', block=args.block,

@@ -20,6 +20,13 @@ def data(tmp_path_factory):
     return layouts.write_all(tmp_path_factory.mktemp('data'))
 
 
+@pytest.fixture(scope='session')
+def folder(tmp_path_factory):
+    """A checkpoint folder of the tiny DiT; see tiny.py."""
+    import tiny
+    return tiny.save(tmp_path_factory.mktemp('pretrained'))
+
+
 @pytest.fixture
 def evaluated(monkeypatch):
     """Fills with what evaluators in this process get."""

@@ -1,5 +1,6 @@
 """Small models of the true architecture. adaLN starts at random, not at zero: else every block is the identity."""
 import torch
+from diffusers import DDIMScheduler, DiTPipeline
 from packaging.version import Version
 
 from mmaselect.extract import Extractor
@@ -25,6 +26,13 @@ def extractor(taps=((-1, 'hidden'),), arch=ARCH, seed=0, dtype=torch.float32):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Extractor.from_arch(arch, taps).to(dtype).eval()
+
+
+def save(folder, seed=0):
+    """Writes a checkpoint folder of the tiny DiT, with weights that depend on the seed alone, and gives its name."""
+    made = extractor(seed=seed)
+    DiTPipeline(made.family.model, made.encoder.vae, DDIMScheduler()).save_pretrained(folder)
+    return str(folder)
 
 
 def images(count=2, height=16, width=16, seed=0, dtype=torch.float32):

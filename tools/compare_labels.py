@@ -30,9 +30,10 @@ from compare import RunError, call, load_config, progress
 from mmengine.registry import MODELS, init_default_scope
 from tqdm import tqdm
 
-from mmaselect.extract.cache import Cache, write
+from mmaselect.extract.shards import Cache, write
 from mmaselect.files import atomic
-from mmaselect.openmm import AutoTimestepHook, AutoTimestepNeck, DiTBackbone, caching, launch
+from mmaselect.openmm import AutoTimestepHook, AutoTimestepNeck, DiTBackbone, launch
+from mmaselect.openmm.cache_source import SplitImages, dataset_of
 from mmaselect.openmm.modules import find_module
 
 DETAIL = 4  # parts of a cell along each side that a head for masks predicts
@@ -115,9 +116,12 @@ def whole_set(cfg):
 
 def write_features(cfg, model, split, places, folder, timesteps, batch_size, made):
     """Writes a cache of these images' features: per timestep a vector, or maps (D, h, w) for masks; with labels or masks."""
-    source = caching.Source(cfg, model, split, batch_size)
+    source = SplitImages(cfg, model, split, batch_size)
     backbone, neck = model.backbone, find_module(model, AutoTimestepNeck)
     vector = neck is not None and neck.output == 'vector'
+    if timesteps != [None]:
+        every = [t for ts in timesteps for t in ts]
+        extractor = backbone.extractor if set(every) <= set(backbone.timesteps) else backbone.unfolded()
 
     def items(part):
         with torch.no_grad():
@@ -126,7 +130,7 @@ def write_features(cfg, model, split, places, folder, timesteps, batch_size, mad
                     groups = [backbone(images)]
                 else:
                     options = dict(noise=backbone.noise, seed=backbone.seed, draws=backbone.noise_draws)
-                    maps = backbone.extractor(images, [t for ts in timesteps for t in ts], **options)
+                    maps = extractor(images, every, **options)
                     groups = [maps[k:k + len(maps) // len(timesteps)] for k in range(0, len(maps), len(maps) // len(timesteps))]
                 joined = [torch.cat(group, 1) for group in groups]
                 stacked = torch.stack([neck.pool(one) if vector else one for one in joined], 1).half().cpu()
@@ -170,7 +174,7 @@ def parts_of(args, cfg):
     Returns:
         tuple[dict, dict, int]: Number of labels -> seeds; split -> places; and the size of the training set.
     """
-    size, tested = (len(caching.dataset_of(cfg, split)[0]) for split in ('train', 'test'))
+    size, tested = (len(dataset_of(cfg, split)[0]) for split in ('train', 'test'))
     wanted = {labels: seeds_of(labels, args.seeds, size) for labels in args.labels}
     places = sorted({place for labels, seeds in wanted.items() for seed in seeds for place in sample(labels, seed, size)})
     return wanted, dict(train=places, test=list(range(min(args.test_images or tested, tested)))), size
@@ -257,7 +261,7 @@ def measure_trained(args, config, cfg, results):
     method = Method(name, str(config))
     init_default_scope(cfg.default_scope)
     method.trained = sum(p.numel() for p in MODELS.build(cfg.model).parameters() if p.requires_grad)
-    size = len(caching.dataset_of(whole_set(cfg), 'train')[0])
+    size = len(dataset_of(whole_set(cfg), 'train')[0])
 
     def compute(count, seed):
         places = count and list(sample(count, seed, size))

@@ -97,7 +97,13 @@ def main():
     if cfg.get('val_dataloader'):
         with naming_empty_set(cfg.val_dataloader.dataset, 'validation'):
             runner.val_loop  # noqa: B018
-    runner.train()
+    try:
+        with launch.naming_full_disk(cfg):
+            runner.train()
+    except OSError as error:
+        if error.errno not in launch.FULL:
+            raise
+        parser.exit(1, f'{error.strerror}\n')
     runner.logger.info('\n'.join(['done', *closing_lines(runner)]))
     launch.leave()
 

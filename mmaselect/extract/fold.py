@@ -63,53 +63,20 @@ def blank(config, timesteps, taps, **options):
 
 
 def unfolded(config, state):
-    """The DiT family with the weights ``state``, which it shares: what its ``state_dict`` gave.
+    """The DiT family with a copy of the weights ``state``: what its ``state_dict`` gave.
 
     Raises:
         RuntimeError: Keys or shapes are not those of the config.
     """
-    with torch.device('meta'):
+    with torch.random.fork_rng():  # its first weights are random
         family = DiT(DiTTransformer2DModel.from_config(config))
-    family.load_state_dict(state, assign=True)
+    family.load_state_dict(state)
     return family
 
 
 def is_folded(state):
     """Whether a family's ``state_dict`` is that of a FoldedDiT."""
     return 'patch.weight' in state
-
-
-def restored(state, config, process, timesteps, taps, *, pos_scale='interpolate'):
-    """The FoldedDiT at these timesteps and for these taps from the stored weights of a DiT, folded or not.
-
-    Args:
-        state (dict[str, Tensor]): What a family's ``state_dict`` gave; copied. One that is folded must be so at these timesteps.
-        config (FrozenDict): Of the ``DiTTransformer2DModel``.
-        pos_scale (str): As ``DiT.pos_scale``.
-
-    Raises:
-        ValueError: It was folded for other taps, or is of a DiT of another size.
-        RuntimeError: It is not folded, and its keys or shapes are not those of the config.
-    """
-    if not is_folded(state):
-        family = unfolded(config, state)
-        family.pos_scale = pos_scale
-        return fold(family, process, timesteps, taps)
-    folded = blank(config, timesteps, taps, pos_scale=pos_scale)
-    wanted = folded.state_dict()
-    for name, value in wanted.items():
-        if name not in state or state[name].shape != value.shape:
-            found = tuple(state[name].shape) if name in state else 'absent'
-            raise ValueError(f'the stored DiT was folded for other taps than {list(taps)}, or is of another size: {name} should '
-                             f'be {tuple(value.shape)} and is {found}')
-    folded.load_state_dict({name: state[name].clone() for name in wanted}, assign=True)
-    return folded
-
-
-def same_trunk(state, other):
-    """Whether two folded states agree in all that does not depend on the timestep."""
-    return state.keys() == other.keys() and all(
-        torch.equal(value, state[name].to(value)) for name, value in other.items() if '.modulation.' not in name)
 
 
 def _layers(block, rows):

@@ -172,6 +172,22 @@ def from_arch(arch):
     return Parts(transformer, vae, _process(*split('scheduler', 'DDIMScheduler')), null_prompt.seeded(transformer))
 
 
+def arch_of(source: str | Path, revision: str | None = None) -> dict:
+    """The sizes of a checkpoint's parts, without weights, as ``from_arch`` takes them.
+
+    Raises:
+        FileNotFoundError: As ``from_pretrained``.
+        ValueError: A config is damaged.
+    """
+    folder, private = _local(source, revision=revision), ('_class_name', '_diffusers_version', '_name_or_path')
+    parts = ('transformer', 'scheduler', *(['vae'] if (folder / 'vae').is_dir() else []))
+    found = {part: _config(folder, part) for part in parts}
+    arch = {part: {'type': config['_class_name'], **{key: value for key, value in config.items() if key not in private}}
+            for part, config in found.items()}
+    arch['transformer']['type'] = _transformer_class(folder).__name__
+    return arch
+
+
 def _transformer_class(folder):
     config = _config(folder, 'transformer')
     name = config['_class_name']

@@ -6,14 +6,12 @@ except ImportError as error:
     raise ImportError(INSTALL) from error
 
 from .backbone import DiTBackbone
-from .cached import CachedFeatures, FlipLatents, LoadFeatures, LoadLatents
+from .cached_features import CachedFeatures
 from .hook import AutoTimestepHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .neck import AutoTimestepNeck
-from .safe_load import enable_safe_loading
 from .swap import swap
+from .transforms import FlipLatents, LoadFeatures, LoadLatents
 
 __all__ = ['AutoTimestepHook', 'AutoTimestepNeck', 'CachedFeatures', 'DiTBackbone', 'FlipLatents',
            'LayerDecayOptimWrapperConstructor', 'LoadFeatures', 'LoadLatents', 'swap']
-
-enable_safe_loading()

@@ -1,36 +1,41 @@
 """DiTBackbone: a diffusion transformer where a ResNet or a ViT stood."""
 import contextlib
+import copy
+import functools
 import re
 import warnings
+from collections.abc import Sequence
 
 import torch
 from mmengine.model import BaseModule
+from torch import Tensor, nn
 
-from mmaselect.extract import TAPS, Extractor, resolve
-from mmaselect.extract.cache import check_vae
+from mmaselect.extract import TAPS, Extractor
 from mmaselect.extract.draws import check_noise
-from mmaselect.extract.fold import fold, foldable, is_folded, restored, same_trunk
+from mmaselect.extract.fold import fold, foldable
 from mmaselect.extract.lora import add_lora
+from mmaselect.extract.shards import check_vae
 from mmaselect.registry import MODELS
 
-DECODER = ('extractor.encoder.vae.decoder.', 'extractor.encoder.vae.post_quant_conv.')
+from .frozen import Reference, Shared, leave_out_frozen, load_weights
 
 
 @MODELS.register_module()
 class DiTBackbone(BaseModule):
     """Features of a pretrained DiT at a chosen diffusion timestep.
 
-    As long as no timestep is chosen the backbone holds the whole DiT, which can be swept over all of them. ``select``, which the
-    argument ``timestep``, a loaded checkpoint or ``AutoTimestepHook`` calls, folds it into the ViT that it is at that timestep,
-    and drops the rest (``extract.fold``). A DiT that is trained has its ViT (``vit``) from the start, for the optimizer and DDP
-    to know, and the choice only fills it in.
+    It is *open* until a timestep is chosen, and then *chosen*; ``select`` leads from one to the other. The argument ``timestep``,
+    a loaded checkpoint and ``AutoTimestepHook`` call it. Open, it has the whole DiT to be swept (``unfolded``); chosen, it runs.
 
-    The choice is state: a persistent buffer, so that checkpoints, inference APIs and ``--resume`` carry it. So is the tap where
-    the neck lets the hook choose it. A checkpoint may be folded or not; the backbone becomes what the checkpoint is at its
-    timestep.
+    ``extractor`` holds what runs: a ViT (``extract.fold``) whose weights ``select`` fills in. Its parameters and their names stay
+    the same from the start, for optimizer, DDP and averaged models to know. The whole DiT is no part of the module and is let go
+    at the choice. Families that do not fold, DiTs with adapters and fold=False have the whole DiT in ``extractor`` for good.
 
-    There may be several timesteps, in the order in which they are listed or were chosen. The backbone then gives all taps at the
-    first timestep, then all taps at the second, and so on. Its ViT has LayerNorms and LayerScales for each of them.
+    The choice is in persistent buffers: ``timestep``, and ``tap`` where the neck lets the hook choose it. A checkpoint holds what
+    was trained, and a reference for frozen weights of ``pretrained``; see ``frozen``.
+
+    Several timesteps come in the order in which they are listed or were chosen: all taps at the first timestep, then all at the
+    second, and so on.
 
     Args:
         pretrained (str | None): Folder or Hugging Face hub id in DiTPipeline layout. Its weights are loaded at once.
@@ -53,13 +58,14 @@ class DiTBackbone(BaseModule):
             such as dict(r=16, alpha=16, targets=['to_q', 'to_v']).
         with_cp (bool): Where something in the DiT is trained, keep of each block only its input for the backward pass, and
             compute the rest anew: the same gradients, less memory, about a third more time.
-        fold (bool): Whether to fold it at the choice. False keeps it whole, with its embedders and its modulation, which are
-            then trained too; other families than DiT, and a DiT with adapters, are whole in any case.
+        fold (bool): Whether it runs as the ViT that it is at its timestep. False keeps it whole, with its embedders and its
+            modulation, which are then trained too.
         compile (bool | dict): Whether ``torch.compile`` compiles the blocks, or its options; torch 2.5 and newer.
         latents (str | None): Folder that tools/cache_latents.py wrote: what comes in is then not images but their latents,
             which ``LoadLatents`` gives, and the VAE does not run.
         vae_dtype (str | None): 'float32' or 'bfloat16', in which the VAE computes; None leaves it as it was loaded.
         vae_pixels (int | None): At most so many image pixels go through the VAE at a time, which bounds its memory.
+        variant, revision, dtype (str | None): Of the files of ``pretrained``; see ``extract.loading.from_pretrained``.
         init_cfg (dict | None): MMEngine's.
 
     Raises:
@@ -71,7 +77,7 @@ class DiTBackbone(BaseModule):
 
     def __init__(self, pretrained=None, arch=None, taps=((-1, 'hidden'),), timestep=None, num_timesteps=None, noise='seeded',
                  seed=0, noise_draws=1, pos_scale=None, frozen=True, lora=None, with_cp=False, fold=True, compile=False,
-                 latents=None, vae_dtype=None, vae_pixels=None, init_cfg=None):
+                 latents=None, vae_dtype=None, vae_pixels=None, variant=None, revision=None, dtype=None, init_cfg=None):
         super().__init__(init_cfg)
         if (pretrained is None) == (arch is None):
             raise ValueError('DiTBackbone needs either pretrained (a folder or hub id) or arch (sizes, random weights)')
@@ -81,92 +87,99 @@ class DiTBackbone(BaseModule):
         if lora is not None and not frozen:
             raise ValueError('lora trains adapters and frozen=False all weights of the DiT: leave out one of the two')
         taps = [tuple(tap) if isinstance(tap, list) else tap for tap in taps]
-        make, source = (Extractor.from_pretrained, pretrained) if arch is None else (Extractor.from_arch, arch)
-        self.extractor = make(source, taps, pos_scale, vae_dtype=vae_dtype, chunk_pixels=vae_pixels)
+        files = dict(variant=variant, revision=revision, dtype=dtype)
+        if arch is not None and any(files.values()):
+            raise ValueError(f'{files}: these are of the files of pretrained, and arch has none')
+        self._make = (functools.partial(Extractor.from_arch, arch) if pretrained is None else
+                      functools.partial(Extractor.from_pretrained, pretrained, **files))
+        self.extractor = self._make(taps, pos_scale, vae_dtype=vae_dtype, chunk_pixels=vae_pixels)
         self.extractor.encoder.drop_decoder()
+        self.extractor.checkpointing = with_cp
         if compile is not False:
             self.extractor.compile(**({} if compile is True else compile))
-        self.taps = self.extractor.taps  # those of the config
-        self.pretrained, self.pos_scale = pretrained, pos_scale
+        self.taps = self.extractor.taps  # those of the config, which decide what the ViT has
+        self.pretrained, self.pos_scale, self.latents, self._latents_checked = pretrained, pos_scale, latents, False
+        self.noise, self.seed, self.noise_draws = noise, seed, noise_draws
         self.fixed = None if timestep is None else _several(timestep)
         self.num_timesteps = len(self.fixed or [-1]) if num_timesteps is None else num_timesteps
-        self.noise, self.seed, self.noise_draws = noise, seed, noise_draws
         self.frozen = frozen and lora is None  # whether nothing in the DiT is trained
-        self.extractor.checkpointing = with_cp
         self.folds = fold and lora is None and foldable(self.extractor.family)
-        self.latents, self._latents_checked = latents, False
-        self.vit = None
         self.timesteps = ()  # all chosen ones in their order: the buffer's values where reading them does not wait for the GPU
         # A single one has no dimension, as in checkpoints from when there was but one.
         self.register_buffer('timestep', torch.full((self.num_timesteps,) if self.num_timesteps > 1 else (), -1))
         self.register_buffer('tap', torch.tensor([-1, -1]))  # block and place in TAPS; -1 leaves the taps of the config
+        self.reference = None if pretrained is None else Reference.of(pretrained, self.extractor, revision)
+        self._register_state_dict_hook(leave_out_frozen)
+        self._whole = None
+        if self.folds:
+            whole = self.extractor.family
+            self.extractor.fold(self._check_timesteps(self.fixed or tuple(range(self.num_timesteps))))
+            if self.fixed is None:
+                self.reopen(whole)
+        trained = (add_lora(self.extractor, **lora) if lora is not None else [] if frozen else
+                   list(self.extractor.family.parameters()) if self.folds else self.extractor.used_parameters())
+        self.requires_grad_(False)
+        for parameter in trained:  # before the Runner wraps the model: DDP waits for a gradient of each
+            parameter.requires_grad_(True)
+        self.trained = {name for name, p in self.extractor.named_parameters() if p.requires_grad}
         if timestep is not None:
             self.select(timestep)
-        elif self.folds and not frozen:
-            self.vit = self._folded(range(self.num_timesteps))
-        self._freeze(lora)
         self.train(self.training)
 
-    def _freeze(self, lora):
-        # Before the Runner wraps the model: DDP waits for a gradient of everything that requires one.
-        if self.frozen:
-            trained = []
-        elif lora is not None:
-            trained = add_lora(self.extractor, **lora)
-        else:
-            trained = list(self.vit.parameters()) if self.vit else self.extractor.used_parameters()
-        self.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
     @property
-    def chosen(self):
+    def chosen(self) -> int | None:
         """The chosen timestep, the first where there are several, or None."""
         return next(iter(self.timesteps), None)
 
-    def select(self, timestep, tap=None):
-        """Sets the timestep, or several, and, where one is given, the tap (block, name) in place of the config's, and folds the
-        DiT.
+    def select(self, timestep: int | Sequence[int], tap: tuple[int, str] | None = None):
+        """Chooses the timestep, or several, and, where one is given, the tap (block, name) in place of the config's.
 
         Raises:
-            ValueError: A timestep is not in the schedule or comes twice, there are others than ``num_timesteps``, the model has
-                no such tap, or it is folded at other timesteps and cannot be unfolded.
+            ValueError: A timestep is not in the schedule or comes twice, there are others than ``num_timesteps``, the ViT lacks
+                the tap, or it is at other timesteps and the whole DiT is not to be had.
         """
-        steps, timesteps = len(self.extractor.process), _several(timestep)
-        if len(timesteps) != self.num_timesteps or len(set(timesteps)) < len(timesteps):
-            raise ValueError(f'timestep={timestep} does not name {self.num_timesteps} different timesteps, as num_timesteps says')
-        for t in timesteps:
-            if not 0 <= t < steps:
-                raise ValueError(f'timestep={t} is not in [0, {steps - 1}], 0 the cleanest')
-        taps = self.extractor.taps if tap is None else resolve([tap], self.extractor.family.depth)
-        if self.extractor.timesteps != timesteps or taps != self.extractor.taps:
-            self.unfold()
-            self.extractor.set_taps(taps)
-            if self.folds:
-                self._replace_family(self._folded(timesteps))
+        timesteps = self._check_timesteps(_several(timestep))
         if tap is not None:
-            self.tap.copy_(torch.tensor([taps[0][0], list(TAPS).index(taps[0][1])]))
-        self._note(timesteps)
+            self.extractor.set_taps([tap])
+            (block, name), = self.extractor.taps
+            self.tap.copy_(torch.tensor([block, list(TAPS).index(name)]))
+        if self.folds and timesteps != self.extractor.timesteps:
+            vit = fold(self._dit(), self.extractor.process, timesteps, self.taps)
+            self.extractor.family.load_state_dict(vit.state_dict())
+            self.extractor.family.timesteps = timesteps
+        self._whole = None
+        self.note(timesteps)
 
-    def unfold(self):
-        """Makes the DiT whole again, by loading ``pretrained`` anew, so that it can be swept. It keeps its choice till then.
+    @property
+    def is_open(self) -> bool:
+        """Whether the ViT waits for its weights."""
+        return self.extractor.timesteps == ()
+
+    def reopen(self, whole: nn.Module):
+        """Takes the weights of a whole DiT, to be folded by ``select``."""
+        self._whole, self.extractor.family.timesteps = Shared(whole), ()
+
+    def unfolded(self) -> Extractor:
+        """An extractor that runs at every timestep, with taps of its own; its weights are the backbone's.
 
         Raises:
-            ValueError: Its weights are not those of ``pretrained``: it was trained, or another checkpoint loaded, or they are
-                random.
+            ValueError: The DiT was folded and its weights are not those of ``pretrained``: it was trained, another checkpoint was
+                loaded, or they are random.
         """
-        if self.extractor.timesteps is None:
-            return
-        whole, folded = None, self.extractor.family
-        if self.frozen and self.pretrained is not None:
-            whole = Extractor.from_pretrained(self.pretrained, pos_scale=self.pos_scale).family.to(next(folded.parameters()))
-            again = fold(whole, self.extractor.process, folded.timesteps, self.extractor.taps)
-        if whole is None or not same_trunk(again.state_dict(), folded.state_dict()):
-            raise ValueError('the DiT is folded at its timestep and cannot run at another, since its weights are not those of '
-                             f'pretrained={self.pretrained!r}: set backbone.fold=False where another may be wanted')
-        self.extractor.family = whole.requires_grad_(False).eval()
+        whole = copy.copy(self.extractor)
+        whole._modules = {**self.extractor._modules, **({'family': self._dit()} if self.folds else {})}
+        return whole
 
-    def forward(self, images):
+    def _dit(self):
+        """The whole DiT, loaded anew where it was let go."""
+        if self._whole is None:
+            if not self.frozen or self.reference is None:
+                raise ValueError('the DiT is folded at its timestep and cannot run at another, since its weights are not those '
+                                 f'of pretrained={self.pretrained!r}: set backbone.fold=False where another may be wanted')
+            self._whole = Shared(self._make(pos_scale=self.pos_scale).family)
+        return self._whole.value.requires_grad_(False).eval().to(next(self.extractor.family.parameters()))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Maps of features, one per timestep and tap, each (B, D, h, w), of images (B, 3, H, W) in [-1, 1], or of their cached
         latents (B, C, h, w).
 
@@ -188,14 +201,14 @@ class DiTBackbone(BaseModule):
                 self._latents_checked = True
             return self.extractor.from_latents(images, self.timesteps, **options)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True):
         """A frozen DiT stays in evaluation mode; the VAE always does."""
         super().train(mode)
         if self.frozen:
             self.extractor.eval()
         return self
 
-    def get_layer_depth(self, name, prefix=''):
+    def get_layer_depth(self, name: str, prefix: str = '') -> tuple[int, int]:
         """The layer of a parameter and the number of layers, by which learning rates decay; mmpretrain's backbones have it too.
 
         Layer 0 is what comes before the blocks, block i is layer i + 1, and the last layer is what follows the backbone.
@@ -214,29 +227,19 @@ class DiTBackbone(BaseModule):
         block = re.search(r'\b(?:transformer_)?blocks\.(\d+)\.', name)
         return int(block[1]) + 1 if block else 0, layers
 
-    def _note(self, timesteps):
-        self.timestep.copy_(torch.tensor(timesteps).view_as(self.timestep))
+    def note(self, timesteps):
+        self.timestep.copy_(torch.tensor(timesteps or [-1] * self.num_timesteps).view_as(self.timestep))
         self.timesteps = timesteps
 
-    def _folded(self, timesteps):
-        return fold(self.extractor.family, self.extractor.process, timesteps, self.extractor.taps)
-
-    def _replace_family(self, folded):
-        """Runs a FoldedDiT from now on, in place of the one or of the whole DiT that was there."""
-        before = self.extractor.family
-        ours = self.vit or before
-        del self.vit  # as None alone it would stay among the modules, which MMEngine's get_flops takes for one
-        self.vit = None
-        if ours.state_dict().keys() == folded.state_dict().keys():
-            # Filled in, for the optimizer, DDP and an averaged model have these parameters.
-            ours.load_state_dict(folded.state_dict())
-            ours.timesteps = folded.timesteps
-        else:
-            ours = folded.requires_grad_(not self.frozen).train(before.training)
-        self.extractor.family = ours
-        if ours is not before:
-            for parameter in before.parameters():  # an optimizer that was given frozen parameters would keep their memory
-                parameter.data = parameter.data.new_empty(0)
+    def _check_timesteps(self, timesteps):
+        steps = len(self.extractor.process)
+        if timesteps and (len(timesteps) != self.num_timesteps or len(set(timesteps)) < len(timesteps)):
+            raise ValueError(f'timestep={_listed(timesteps)} does not name {self.num_timesteps} different timesteps, as '
+                             'num_timesteps says')
+        for t in timesteps:
+            if not 0 <= t < steps:
+                raise ValueError(f'timestep={t} is not in [0, {steps - 1}], 0 the cleanest')
+        return timesteps
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # mmengine loads module by module, so this, and not load_state_dict, sees a checkpoint's choice. Of a wrong number of
@@ -246,59 +249,19 @@ class DiTBackbone(BaseModule):
             raise ValueError(f'the checkpoint has {given.numel()} timesteps ({prefix}timestep is {given.tolist()}) and this '
                              f'backbone is set up for {self.num_timesteps}: set num_timesteps of the backbone and timesteps of '
                              f'AutoTimestepNeck to {given.numel()}, or delete that key from the checkpoint to choose anew')
+        reference = Reference.pop(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         block, name = self.tap.tolist()
         taps = self.taps if block < 0 else ((block, list(TAPS)[name]),)
-        if not self.frozen and taps != self.extractor.taps:
+        if not self.frozen and taps != self.taps:
             raise ValueError(f'the checkpoint was made with the tap {taps[0]}, which was chosen, and a DiT that is trained needs '
                              f'its taps in the config: set backbone.taps={list(taps)}')
         stored = tuple(t for t in self.timestep.reshape(-1).tolist() if t >= 0)
         if self.fixed is not None and stored not in ((), self.fixed):
             warnings.warn(f'the checkpoint was made at timestep {_listed(stored)} and the config fixes '
                           f'timestep={_listed(self.fixed)}, which is used', stacklevel=2)
-        self.timesteps = stored
-        if self.fixed is not None:
-            self._note(self.fixed)
-        family = f'{prefix}extractor.family.'
-        self._adopt({key[len(family):]: value for key, value in state_dict.items() if key.startswith(family)}, stored, taps)
+        load_weights(self, state_dict, f'{prefix}extractor.', reference, stored, self.fixed or stored)
         self.extractor.set_taps(taps)
-        # What the modules below find of themselves: the VAE's decoder is in older checkpoints only, and ``vit`` is filled in at
-        # the choice, whatever a checkpoint says. What the DiT takes from the checkpoint it has by now, unless it is whole.
-        ours = {'extractor.family.': self.extractor.family, 'vit.': self.vit}
-        if self.extractor.timesteps is None:
-            del ours['extractor.family.']
-        for key in [key for key in state_dict if key.startswith(tuple(prefix + part for part in (*DECODER, *ours)))]:
-            del state_dict[key]
-        for part, module in ours.items():
-            if module is not None:
-                state_dict.update({f'{prefix}{part}{name}': value for name, value in module.state_dict().items()})
-
-    def _adopt(self, state, stored, taps):
-        """Takes the stored ``state`` of a DiT, made at the timesteps ``stored``, and folds it at the choice where it is not yet.
-
-        Raises:
-            ValueError: It was folded, and at other timesteps or for other taps than are wanted.
-        """
-        folded = is_folded(state)
-        if folded and (not self.folds or not stored):
-            raise ValueError(f'the checkpoint has a DiT that was folded at timestep {_listed(stored) or "unknown"}, which cannot '
-                             'be undone: it runs at that timestep alone, with backbone.fold=True')
-        if not self.folds:
-            return
-        if not self.timesteps:
-            self.unfold()  # a checkpoint from before the choice
-            return
-        if not state:  # a checkpoint of other parts of the model
-            self.select(self.timesteps, None if taps == self.taps else taps[0])
-            return
-        whole, process = self.extractor.family, self.extractor.process
-        made = restored(state, whole.config, process, stored if folded else self.timesteps, taps, pos_scale=whole.pos_scale)
-        made = made.to(next(whole.parameters()))
-        if not folded or stored == self.timesteps:
-            self._replace_family(made)
-        elif not same_trunk(made.state_dict(), whole.state_dict()):
-            raise ValueError(f'the checkpoint was folded at timestep {_listed(stored)} after training and cannot run at '
-                             f'timestep={_listed(self.fixed)}, which the config fixes: leave backbone.timestep open')
 
 
 def _several(timestep):

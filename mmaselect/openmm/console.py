@@ -3,13 +3,26 @@ import contextlib
 import importlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterator
 
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 PAGES = ('System environment:', 'Config:', 'Hooks will be executed in the following order:')
 NOISE = 'Could not import OneDL'  # printed by the onedl fork's mmseg, which has an optional dataset of this name
+# launcher -> where it tells a process its rank, the number of processes, and both on this machine
+LAUNCHERS = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_NTASKS_PER_NODE'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_LOCAL_SIZE')}
+
+
+def log(message: str):
+    """Says it once, however many processes there are; the Runner and so its logger do not exist yet."""
+    if all(os.environ.get(names[0], '0') == '0' for names in LAUNCHERS.values()):
+        print_log(message, 'current')
 
 
 def is_short(record: logging.LogRecord) -> bool:

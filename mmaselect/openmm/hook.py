@@ -1,5 +1,6 @@
 """AutoTimestepHook: runs the neck's policy once, before the first forward pass that needs its outcome."""
 import contextlib
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ from mmaselect.selection import SelectionResult, sweep
 from mmaselect.selection.distributed import broadcast, rank_and_size
 
 from .backbone import DiTBackbone
-from .cached import CachedFeatures
+from .cached_features import CachedFeatures
+from .configs import type_name
 from .fsdp import whole
-from .launch import type_name
 from .modules import find_module, unwrap
 from .neck import AutoTimestepNeck
 from .sweep_images import training_sample
@@ -39,6 +40,18 @@ def precision(cfg: Config) -> contextlib.AbstractContextManager:
 def averages(runner: Runner) -> list[nn.Module]:
     """The averaged models of EMAHooks, which are copies of the model that were made before weights were loaded."""
     return [hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model')]
+
+
+def _check_taps(backbone, taps):
+    """Raises ValueError where the backbone could not go on with one of these taps."""
+    if not backbone.frozen:  # which of its weights are trained is settled before the tap is chosen
+        raise ValueError('choose_tap=True needs frozen=True: choose the tap first, with tools/select_timestep.py and '
+                         'frozen=True, and name it in backbone.taps')
+    try:
+        copy.copy(backbone.extractor).set_taps(taps)
+    except ValueError as error:
+        raise ValueError(f'choose_tap=True tries taps up to {taps[-1]}, and backbone.taps={list(backbone.taps)} build less of '
+                         "the DiT: set backbone.taps=[(-1, 'hidden')]") from error
 
 
 def _add_curve(backend, name, result):
@@ -76,9 +89,6 @@ class AutoTimestepHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self.select(runner)
-        for average in averages(runner):  # each lists what it averages when it is made, and folding replaces parameters
-            module = average.module
-            average.avg_parameters = module.state_dict() if average.update_buffers else dict(module.named_parameters())
 
     def before_val(self, runner: Runner) -> None:
         self.select(runner)
@@ -118,19 +128,18 @@ class AutoTimestepHook(Hook):
             raise ValueError(f'the neck chooses {policy.num_timesteps} timesteps and the backbone is set up for '
                              f'{backbone.num_timesteps}: set num_timesteps of the backbone and of the neck\'s selection to the '
                              'same number')
-        if policy.choose_tap and not backbone.frozen:  # which of its weights are trained is settled before the tap is chosen
-            raise ValueError('choose_tap=True needs frozen=True: choose the tap first, with tools/select_timestep.py and '
-                             'frozen=True, and name it in backbone.taps')
-        backbone.unfold()
+        extractor = backbone.unfolded()
+        if policy.choose_tap:
+            _check_taps(backbone, policy.taps_for(extractor))
         options = dict(noise=backbone.noise, noise_seed=backbone.seed, draws=backbone.noise_draws)
         with whole(runner.model):
-            result = self._earlier(runner, backbone.extractor, policy, options)
+            result = self._earlier(runner, extractor, policy, options)
             again = result is not None
             if not again:
                 images = training_sample(runner.cfg, model, policy)
                 with precision(runner.cfg):
-                    result = sweep(backbone.extractor, images, policy, **options, progress=True, log=runner.logger.info)
-        for chosen in (backbone, *(find_module(copy, DiTBackbone) for copy in averages(runner))):
+                    result = sweep(extractor, images, policy, **options, progress=True, log=runner.logger.info)
+        for chosen in (backbone, *(find_module(average, DiTBackbone) for average in averages(runner))):
             chosen.select(result.timesteps, result.tap)
         self.reselect = False
         runner.logger.info('%s\n%s', result.summary(), result.table())

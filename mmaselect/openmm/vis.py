@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from tqdm import tqdm
 
+from mmaselect.extract import Extractor
 from mmaselect.pictures import as_picture, feature_colours, grid, noise_level
 from mmaselect.selection import SelectionPolicy
 from mmaselect.selection.candidates import candidate_grid
@@ -52,13 +53,10 @@ class Scene:
     """A backbone and what it is shown."""
     cfg: Config
     backbone: DiTBackbone
+    extractor: Extractor  # with the blocks' taps, at the timesteps that are drawn
     images: list[torch.Tensor]  # each (3, H, W) in [-1, 1]
     blocks: list[int]
     out: Path
-
-    @property
-    def extractor(self):
-        return self.backbone.extractor
 
     def latents_and_noise(self):
         """Per image the latent (1, C, H, W) and the noise that the backbone adds to it, or None."""
@@ -93,14 +91,14 @@ def load_scene(args):
         raise ValueError(f'{args.config} has no DiTBackbone, whose features these are')
     if args.checkpoint:
         load_checkpoint(model, args.checkpoint, map_location='cpu')
-    if not args.timesteps or set(args.timesteps) - set(backbone.timesteps):
-        backbone.unfold()  # to be drawn at others than its own
-    blocks = list(dict.fromkeys(block for block, _ in backbone.extractor.taps)) if args.blocks is None else args.blocks
-    depth = backbone.extractor.family.depth
+    own = args.timesteps and set(args.timesteps) <= set(backbone.timesteps)
+    extractor = copy.copy(backbone.extractor) if own else backbone.unfolded()
+    blocks = list(dict.fromkeys(block for block, _ in extractor.taps)) if args.blocks is None else args.blocks
+    depth = extractor.family.depth
     blocks = sorted({block % depth if -depth <= block < depth else block for block in blocks})
-    backbone.extractor.set_taps([(block, args.tap) for block in blocks])
+    extractor.set_taps([(block, args.tap) for block in blocks])
     images = [one_image(cfg, model, args.image)] if args.image else training_images(cfg, model, args.images)
-    return Scene(cfg, backbone, images, blocks, Path(args.out or Path(cfg.work_dir, args.default_out)))
+    return Scene(cfg, backbone, extractor, images, blocks, Path(args.out or Path(cfg.work_dir, args.default_out)))
 
 
 def training_images(cfg, model, count):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mmaselect.extract import TAPS, fold
 from mmaselect.extract.families.folded_dit import EVERYWHERE
-from mmaselect.extract.fold import blank, is_folded, restored, same_trunk, unfolded
+from mmaselect.extract.fold import blank, unfolded
 from mmaselect.extract.noise import seeded_noise
 
 DEPTH = tiny.DIT['num_layers']
@@ -233,33 +233,3 @@ def test_a_stored_dit_can_be_folded_again():
     del state['model.pos_embed.proj.bias']
     with pytest.raises(RuntimeError, match='pos_embed.proj.bias'):
         unfolded(whole.family.config, state)
-
-
-def stored(taps, timesteps=(500,)):
-    """Config, process and the weights of a DiT, whole and folded."""
-    whole, folded = both(taps, timesteps)
-    return whole.family.config, whole.process, whole.family.state_dict(), folded.family.state_dict()
-
-
-def test_a_state_is_folded_once():
-    config, process, whole, folded = stored([(2, 'query')])
-    assert is_folded(folded) and not is_folded(whole)
-    for state in (whole, folded):
-        found = restored(state, config, process, [500], ((2, 'query'),)).state_dict()
-        assert found.keys() == folded.keys() and all(torch.equal(found[key], folded[key]) for key in folded)
-    fewer = restored(stored([(0, 'mlp'), (2, 'attn')])[3], config, process, [500], ((1, 'mlp'),))
-    assert fewer.state_dict().keys() == stored([(1, 'mlp')])[3].keys()
-
-
-@pytest.mark.parametrize('tap', [(2, 'key'), (2, 'attn'), (3, 'query')])
-def test_a_state_that_was_folded_for_other_taps_is_refused(tap):
-    config, process, _, folded = stored([(2, 'query')])
-    with pytest.raises(ValueError, match='folded for other taps.*and is absent'):
-        restored(folded, config, process, [500], (tap,))
-
-
-def test_states_of_one_dit_have_one_trunk():
-    first, second, other = (stored([(1, 'mlp')], [t])[3] for t in (500, 40, 40))
-    assert same_trunk(first, second) and not all(torch.equal(first[key], second[key]) for key in first)
-    other['blocks.1.fc2.weight'][0, 0] += 1e-9
-    assert not same_trunk(first, other)

@@ -37,11 +37,12 @@ def test_the_choice_travels_in_the_state_dict(load):
     assert torch.equal(source(tiny.images())[0], target(tiny.images())[0])
 
 
-def test_a_fixed_timestep_beats_the_checkpoints_and_says_so():
-    target = backbone(timestep=80)
+def test_a_fixed_timestep_beats_the_checkpoints_and_says_so(folder):
+    target = backbone(None, pretrained=folder, timestep=80)
+    expected = target(tiny.images())[0]
     with pytest.warns(UserWarning, match='made at timestep 50 and the config fixes timestep=80'):
-        target.load_state_dict(backbone(timestep=50).state_dict())
-    assert target.chosen == 80
+        target.load_state_dict(backbone(None, pretrained=folder, timestep=50).state_dict())
+    assert target.chosen == 80 and torch.equal(target(tiny.images())[0], expected)
 
 
 def test_a_fixed_timestep_meets_an_undecided_checkpoint_in_silence(recwarn):

@@ -1,4 +1,6 @@
 """Training on cached latents and features gives what training on the images does, and caches that do not fit are refused."""
+import os
+
 import numpy as np
 import pytest
 import runs
@@ -7,9 +9,9 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 from mmaselect.extract import Extractor
-from mmaselect.extract.cache import Cache, write
+from mmaselect.extract.shards import Cache, write
 from mmaselect.openmm import AutoTimestepNeck, CachedFeatures, FlipLatents, LoadFeatures, LoadLatents
-from mmaselect.openmm.cached import identity
+from mmaselect.openmm.transforms import contents, identity
 from mmaselect.registry import MODELS
 
 SEG, CLS, ADE, CUB = 'aselect_fashion_scenes', 'aselect_fashion_mnist', 'aselect_ade20k', 'aselect_cub'
@@ -111,10 +113,13 @@ def test_latents_are_those_of_the_images_and_of_the_flipped_ones(scenes, data, t
 
 def test_a_second_call_does_nothing_and_another_model_is_refused(scenes, data, tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in scenes.rglob('*.safetensors')}
+    (tmp_path / 'moved').symlink_to(data / 'fashion_scenes')
     arguments = ('--out', scenes, '--work-dir', tmp_path, '--flip', '--std')
     assert 'RandomFlip is left out' not in tool(LATENTS, SEG, data, *arguments)
     for option, value, reason in (('randomness__seed', 1, 'a cache of other vae:'),
-                                  ('model__backbone__vae_dtype', 'bfloat16', 'a cache of other vae, vae_dtype:')):
+                                  ('model__backbone__vae_dtype', 'bfloat16', 'a cache of other vae, vae_dtype:'),
+                                  ('train_dataloader__dataset__data_root', tmp_path / 'moved', 'a cache of other dataset:'),
+                                  ('model__data_preprocessor__std', [100.0] * 3, 'a cache of other data_preprocessor:')):
         with pytest.raises(SystemExit):
             tool(LATENTS, SEG, data, *arguments, **{option: value})
         assert reason in capsys.readouterr().err
@@ -139,6 +144,25 @@ def test_a_sample_is_drawn_from_the_posterior(scenes):
 def test_latents_of_other_images_are_refused(info, reason, scenes):
     with pytest.raises((ValueError, IndexError), match=reason):
         LoadLatents(str(scenes / 'val'))(info)
+
+
+def test_images_written_anew_under_the_same_names_are_refused(tmp_path):
+    image = tmp_path / 'images' / 'a.png'
+    image.parent.mkdir()
+    image.write_bytes(b'one image')
+    info = dict(img_path=str(image), sample_idx=0)
+    write(tmp_path / 'cache', 1, dict(kind='features', contents=True), lambda places: [dict(
+        about=torch.tensor([identity(info), 4]), contents=torch.tensor(contents(info)), moments=torch.zeros(4, 2))])
+
+    def load():
+        return LoadFeatures(str(tmp_path / 'cache'))(dict(info))['img'].shape
+
+    assert load() == (2, 1, 4)
+    os.utime(image, ns=(1, 1))
+    assert load() == (2, 1, 4)  # copied
+    image.write_bytes(b'two image')  # of the same size
+    with pytest.raises(ValueError, match='images/a.png as it was before: another image was written there since. Write the cache'):
+        load()
 
 
 def test_another_vae_is_refused_at_the_first_batch(scenes, data, tmp_path):

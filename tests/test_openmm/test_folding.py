@@ -1,5 +1,7 @@
 """When a DiTBackbone folds its DiT, and what its checkpoints hold: it must be the same network all the way."""
 import copy
+import gc
+import weakref
 
 import pytest
 import runs
@@ -52,9 +54,11 @@ def checkpoint():
 @pytest.mark.parametrize('frozen', [True, False])
 def test_a_fixed_timestep_folds_at_once_and_a_choice_folds_then(frozen):
     fixed, chosen, whole = backbone(timestep=50, frozen=frozen), backbone(frozen=frozen), backbone(timestep=50, fold=False)
-    assert is_folded(fixed) and not is_folded(chosen)
+    assert is_folded(fixed) and not fixed.is_open and chosen.is_open
+    with pytest.raises(RuntimeError, match='no timestep yet'):
+        chosen(tiny.images())
     chosen.select(50)
-    assert is_folded(chosen) and not is_folded(whole) and chosen.chosen == 50
+    assert is_folded(chosen) and not chosen.is_open and not is_folded(whole) and chosen.chosen == 50
     assert_same(fixed, whole)
     assert_same(chosen, whole)
     assert fixed.state_dict().keys() == chosen.state_dict().keys()
@@ -83,10 +87,26 @@ def test_several_timesteps_fold_together_and_keep_the_positions(frozen, checkpoi
 
 def test_the_memory_of_the_whole_is_freed_though_an_optimizer_holds_it():
     model = backbone()
-    held = list(model.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    whole = [weakref.ref(p) for p in model.unfolded().family.parameters()]
+    assert all(p() is not None for p in whole)
     model.select(50)
-    of_the_dit = sum(p.numel() for p in held) - sum(p.numel() for p in model.extractor.encoder.parameters())
-    assert of_the_dit == 0
+    gc.collect()
+    assert not any(p() is not None for p in whole) and optimizer
+
+
+def test_the_whole_is_no_part_of_the_module_and_copies_share_it():
+    model = backbone()
+    whole = model.unfolded().family
+    assert not {id(p) for p in whole.parameters()} & {id(p) for p in model.parameters()}
+    assert copy.deepcopy(model).unfolded().family is whole
+
+
+def test_an_unfolded_extractor_has_taps_of_its_own():
+    model = backbone(timestep=50, fold=False)
+    for each in (model, backbone()):
+        each.unfolded().set_taps([(3, 'key')])
+        assert each.extractor.taps == tuple(TAPS)
 
 
 def test_a_dit_that_is_trained_keeps_its_parameters_at_the_choice():
@@ -94,8 +114,7 @@ def test_a_dit_that_is_trained_keeps_its_parameters_at_the_choice():
     model = backbone(frozen=False)
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     model.select(50)
-    assert trained == {id(p) for p in model.extractor.family.parameters()} and model.vit is None
-    assert not any(key.startswith('vit.') for key in model.state_dict())
+    assert trained == {id(p) for p in model.extractor.family.parameters()}
     sum(m.square().sum() for m in model.train()(tiny.images())).backward()
     assert all(p.grad is not None for p in model.extractor.family.parameters())
 
@@ -111,12 +130,11 @@ def test_a_copy_that_was_made_before_the_choice_folds_too():
 def test_choosing_again_takes_weights_that_are_to_be_had(tmp_path):
     extractor = tiny.extractor()
     DiTPipeline(extractor.family.model, extractor.encoder.vae, DDIMScheduler()).save_pretrained(tmp_path)
-    options = dict(arch=None, pretrained=str(tmp_path))
+    options = dict(arch=None, pretrained=str(tmp_path), taps=[(3, 'hidden')])
     model = backbone(timestep=50, **options)
     model.select(60, (3, 'attn'))
-    assert_same(model, backbone(timestep=60, taps=[(3, 'attn')], **options))
-    with torch.no_grad():
-        model.extractor.family.blocks[0].fc1.weight[0, 0] += 1
+    assert_same(model, backbone(timestep=60, **{**options, 'taps': [(3, 'attn')]}))
+    model.load_state_dict(backbone(1, timestep=50, taps=[(3, 'hidden')]).state_dict())
     for lost in (model, backbone(timestep=50), backbone(timestep=50, frozen=False, **options)):
         with pytest.raises(ValueError, match='its weights are not those of pretrained=.*backbone.fold=False'):
             lost.select(70)
@@ -154,17 +172,17 @@ def test_a_checkpoint_from_before_the_choice_stays_open(frozen, checkpoint):
     source, state = checkpoint(None, seed=1)
     model = backbone(frozen=frozen)
     model.load_state_dict(state)
-    assert not is_folded(model) and model.chosen is None
+    assert model.is_open and model.chosen is None
     for each in (source, model):
         each.select(50)
     assert_same(model, source)
 
 
 def test_a_checkpoint_brings_its_tap():
-    source = backbone(1)
+    source = backbone(1, taps=[(3, 'hidden')])
     source.select(50, (3, 'key'))
     for options in (dict(), dict(timestep=50)):
-        model = backbone(**options)
+        model = backbone(taps=[(3, 'hidden')], **options)
         model.load_state_dict(source.state_dict())
         assert model.extractor.taps == ((3, 'key'),)
         assert_same(model, source)

@@ -1,5 +1,6 @@
 """What stands between a config file and a Runner, and the two tools as a user calls them."""
 import argparse
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -9,9 +10,10 @@ import pytest
 import runs
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import LocalBackend
 from PIL import Image
 
-from mmaselect.openmm import launch
+from mmaselect.openmm import console, launch, processes
 from mmaselect.openmm.safe_load import BrokenCheckpointError, RefusedCheckpointError
 
 TOOLS = runs.ROOT / 'tools'
@@ -226,20 +228,20 @@ def test_a_named_checkpoint_that_is_broken_is_an_error(tmp_path):
 
 def test_one_process_is_left_alone():
     cfg = Config(dict(launcher='none', model=dict(norm_cfg=dict(type='SyncBN'))))
-    launch.join_cpu_processes(cfg)
+    processes.join_cpu_processes(cfg)
     assert 'model_wrapper_cfg' not in cfg and cfg.model.norm_cfg.type == 'SyncBN'
 
 
-@pytest.mark.parametrize('launcher', launch.LAUNCHERS)
+@pytest.mark.parametrize('launcher', console.LAUNCHERS)
 def test_processes_on_cpus_join_by_gloo(launcher, monkeypatch):
-    monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
     monkeypatch.setattr(os, 'environ', dict(os.environ, MASTER_PORT='1', MASTER_ADDR='127.0.0.1', OMP_NUM_THREADS='1'))
-    os.environ.update(dict(zip(launch.LAUNCHERS[launcher], '1212', strict=True)))
+    os.environ.update(dict(zip(console.LAUNCHERS[launcher], '1212', strict=True)))
     joined = []
     monkeypatch.setattr(torch.distributed, 'init_process_group', lambda backend, timeout: joined.append((backend, timeout)))
     cfg = Config(dict(launcher=launcher, find_unused_parameters=True, env_cfg=dict(dist_cfg=dict(timeout=60)), model=dict(
         backbone=dict(norm_cfg=dict(type='SyncBN')), heads=[dict(norm_cfg=dict(type='MMSyncBN', eps=1)), dict(norm_cfg=None)])))
-    launch.join_cpu_processes(cfg)
+    processes.join_cpu_processes(cfg)
     assert [(backend, timeout.total_seconds()) for backend, timeout in joined] == [('gloo', 60)]
     assert [os.environ[name] for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')] == ['1', '2', '1']
     assert cfg.model_wrapper_cfg == dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
@@ -248,10 +250,10 @@ def test_processes_on_cpus_join_by_gloo(launcher, monkeypatch):
 
 
 def test_a_launcher_that_did_not_launch_is_named(monkeypatch):
-    monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
     monkeypatch.setattr(os, 'environ', {})
     with pytest.raises(ValueError, match='slurm needs SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID .*tools/slurm'):
-        launch.join_cpu_processes(Config(dict(launcher='slurm')))
+        processes.join_cpu_processes(Config(dict(launcher='slurm')))
 
 
 def test_type_names():
@@ -275,14 +277,38 @@ def test_a_segmentor_is_trained_resumed_and_tested(call):
     assert len(list(Path('shown').rglob('*.png'))) == 4
 
 
+def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(call, monkeypatch, capsys):
+    put = LocalBackend.put
+
+    def full(self, content, path):
+        if str(path).endswith('iter_4.pth'):
+            Path(path).write_bytes(content[:len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        put(self, content, path)
+
+    monkeypatch.setattr(LocalBackend, 'put', full)
+    with pytest.raises(SystemExit) as ended:
+        call('train.py', 'seg.py')
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and 'is full' in said and 'iter_2.pth is whole. Free some space and go on with --resume' in said
+    with pytest.raises(SystemExit):
+        call('train.py', 'seg.py', '--work-dir', 'other', '--cfg-options', 'default_hooks.checkpoint.interval=4')
+    assert 'no whole checkpoint was written before' in capsys.readouterr().err
+    monkeypatch.setattr(LocalBackend, 'put', put)
+    said = call('train.py', 'seg.py', '--resume')
+    assert 'skipped a checkpoint: work_dirs/seg/iter_4.pth' in said and 'resumed epoch: 0, iter: 2' in said
+    launch.check_checkpoint('work_dirs/seg/iter_4.pth')
+
+
 def test_a_classifier_is_trained_and_tested(call):
     assert 'Scaling the original LR by 0.5' in call('train.py', 'cls.py', '--auto-scale-lr')
     checkpoint = 'work_dirs/cls/epoch_1.pth'
     call('test.py', 'cls.py', checkpoint, '--out', 'out.pkl', '--show-dir', 'shown', '--interval', '2')
     assert len(pickle.loads(Path('out.pkl').read_bytes())) == 4
     assert len(list(Path('shown').iterdir())) == 2
-    said = call('test.py', 'cls.py', checkpoint, '--tta', '--out', 'out.json', '--out-item', 'metrics')
-    assert 'AverageClsScoreTTA' in said and 'accuracy/top1' in Path('out.json').read_text()
+    call('test.py', 'cls.py', checkpoint, '--tta', '--out', 'out.json', '--out-item', 'metrics')
+    logged = ''.join(path.read_text() for path in Path('work_dirs').rglob('*.log'))
+    assert 'AverageClsScoreTTA' in logged and 'accuracy/top1' in Path('out.json').read_text()
 
 
 @pytest.mark.parametrize(('words', 'error'), [

@@ -102,6 +102,13 @@ def test_the_upper_blocks_are_tried():
     assert result.taps == ((1, 'value'), (2, 'value'), (3, 'value')) and extractor.taps == ((0, 'hidden'),)
 
 
+def test_taps_that_the_backbone_was_not_built_for_are_named(data, tmp_path):
+    runner = runs.runner(CLS, data, tmp_path, {**AUTO, 'model.backbone.taps': [(1, 'hidden')]})
+    with pytest.raises(ValueError, match=r"tries taps up to .*build less of the DiT: set backbone.taps=\[\(-1, 'hidden'\)\]"):
+        runner.train()
+    assert runner.model.backbone.chosen is None
+
+
 def test_a_settled_timestep_leaves_no_tap_to_choose(data, tmp_path):
     runner = runs.runner(CLS, data, tmp_path, {**AUTO, 'model.backbone.timestep': 77})
     with pytest.raises(ValueError, match='the timestep is settled.*: leave it open, or name the tap'):
@@ -109,12 +116,12 @@ def test_a_settled_timestep_leaves_no_tap_to_choose(data, tmp_path):
 
 
 def test_a_checkpoint_without_a_chosen_tap_gives_back_the_taps_of_the_config():
-    config = dict(type='mmaselect.DiTBackbone', arch=runs.tiny.ARCH, taps=[(0, 'hidden')])
+    config = dict(type='mmaselect.DiTBackbone', arch=runs.tiny.ARCH, taps=[(2, 'hidden')])
     backbone, other = MODELS.build(config), MODELS.build(dict(config, timestep=5))
     backbone.select(5, (2, 'query'))
     assert backbone.extractor.taps == ((2, 'query'),)
     backbone.load_state_dict(other.state_dict())
-    assert backbone.extractor.taps == ((0, 'hidden'),)
+    assert backbone.extractor.taps == ((2, 'hidden'),)
     torch.testing.assert_close(backbone(runs.tiny.images()), other(runs.tiny.images()))
 
 

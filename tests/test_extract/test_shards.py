@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmaselect.extract import cache
+from mmaselect.extract import shards as cache
 
 SETTINGS = dict(kind='latents', vae='abc', vae_dtype='torch.float32', pipeline=('Resize', 8))
 

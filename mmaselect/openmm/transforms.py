@@ -1,16 +1,14 @@
-"""What stands for the VAE, or for the whole frozen DiT, in a config whose latents or features were cached."""
+"""Transforms that load cached latents or features in the place of an image."""
 import functools
 import hashlib
-import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform, RandomFlip
-from mmengine.model import BaseModule
 
-from mmaselect.extract.cache import Cache, find
-from mmaselect.registry import MODELS, TRANSFORMS
+from mmaselect.extract.shards import Cache
+from mmaselect.registry import TRANSFORMS
 
 
 def identity(info):
@@ -26,14 +24,34 @@ def identity(info):
         about = '/'.join(Path(info['img_path']).parts[-2:]).encode()
     else:
         raise ValueError(f'an item of the dataset has neither img_path nor img, but {sorted(info)}: it cannot be cached')
-    return int.from_bytes(hashlib.blake2b(about, digest_size=8).digest(), 'big') >> 1
+    return _number(about)
+
+
+def contents(info: dict) -> list[int]:
+    """Of an item's image file: a hash of its bytes (63 bits), its size, and when it was last written (ns).
+
+    All are 0 where there is no file on this machine's disk, since the dataset holds the pixels or reads them elsewhere.
+    """
+    path = Path(info.get('img_path') or '')
+    if isinstance(info.get('img'), np.ndarray) or not path.is_file():
+        return [0, 0, 0]
+    stat = path.stat()
+    return [_number(path.read_bytes()), stat.st_size, stat.st_mtime_ns]
+
+
+def _number(data):
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'big') >> 1
 
 
 class _Load(BaseTransform):
-    """Finds an item in a cache, and refuses a cache that was made from other images."""
+    """Finds an item in a cache, and refuses a cache that was made from other images.
+
+    A file is read to be compared only where it was written since, as by copying; else its size and time say that it is the same.
+    """
 
     def __init__(self, cache):
         self.cache = Cache(cache, self.kind)
+        self._same = set()  # places of files that were written since and hold the same
 
     def about(self, results):
         """What was noted beside the item."""
@@ -43,7 +61,19 @@ class _Load(BaseTransform):
             raise ValueError(f'item {place} of {self.cache.folder} was made from another image than '
                              f'{results.get("img_path", "the dataset has there")}: the dataset has changed, or is another split. '
                              'Write the cache again')
+        if self.cache.settings.get('contents') and place not in self._same:
+            self._check_contents(place, results)
         return about
+
+    def _check_contents(self, place, results):
+        content, *written = self.cache.read(place, 'contents').tolist()
+        path = Path(results.get('img_path') or '')
+        if not content or not path.is_file() or written == [path.stat().st_size, path.stat().st_mtime_ns]:
+            return
+        if contents(results)[0] != content:
+            raise ValueError(f'item {place} of {self.cache.folder} was made from {path} as it was before: another image was '
+                             'written there since. Write the cache again')
+        self._same.add(place)
 
     def __repr__(self):
         return f'{type(self).__name__}(cache={str(self.cache.folder)!r})'
@@ -135,55 +165,3 @@ class LoadFeatures(_Load):
         moments = self.cache.read(results['sample_idx'], 'moments')  # (maps * D, 2 parts)
         results['img'] = moments.T.unflatten(0, (2, -1)).contiguous().numpy()  # (2, parts, maps * D)
         return results
-
-
-@MODELS.register_module()
-class CachedFeatures(BaseModule):
-    """Stands for a frozen DiTBackbone whose features tools/cache_features.py wrote.
-
-    What a BatchNorm and the means over the parts of a grid make of a map depends on each channel's mean and standard deviation in
-    each part alone. So maps of as many cells as the DiT's that share both give an AutoTimestepNeck with norm='channel' or None
-    and pool='mean' or 'grid', of the grid that was cached, what it would have got, and a head is trained as through the DiT.
-    The checkpoint fits the config with the DiT.
-
-    Args:
-        cache (str): Folder of the caches of all splits.
-        init_cfg (dict | None): MMEngine's.
-
-    Raises:
-        FileNotFoundError: There is no cache.
-        ValueError: The splits were cached with different models, timesteps or taps.
-    """
-
-    def __init__(self, cache, init_cfg=None):
-        super().__init__(init_cfg)
-        caches = find(cache, 'features')
-        models = {name: own.settings['model'] for name, own in caches.items()}
-        first = next(iter(models.values()))
-        if any(own != first for own in models.values()):
-            raise ValueError(f'the splits {", ".join(models)} in {cache} were made with different models, timesteps or taps: '
-                             'remove them and write them together')
-        timesteps = first['timesteps']
-        self.num_maps = len(timesteps) * len(first['taps'])
-        # A checkpoint tells the choice to the DiTBackbone that it is loaded into later.
-        self.register_buffer('timestep', torch.tensor(timesteps if len(timesteps) > 1 else timesteps[0]))
-        self.register_buffer('tap', torch.tensor(first['tap']))
-        self.grid = tuple(first.get('grid', (1, 1)))
-        cells = int(next(iter(caches.values())).read(0, 'about')[1])
-        self.register_buffer('pattern', spread(cells), persistent=False)
-
-    def forward(self, moments):
-        """Maps, one per timestep and tap, each (B, D, rows, columns * cells), of means and deviations (B, maps * D, 2, parts)."""
-        mean, deviation = moments[..., None].unbind(2)  # (B, maps * D, parts, 1) each
-        cells = mean + deviation * self.pattern  # (B, maps * D, parts, cells)
-        return cells.unflatten(2, self.grid).flatten(3).chunk(self.num_maps, 1)
-
-
-def spread(cells):
-    """Numbers (cells,) of mean 0 and variance 1; of one cell, which has no variance, 0."""
-    pattern = torch.ones(cells)
-    pattern[1::2] = -1
-    if cells % 2:
-        pattern[-1] = 0
-        pattern *= math.sqrt(cells / max(1, cells - 1))
-    return pattern

@@ -1,0 +1,139 @@
+"""Frozen weights of a DiTBackbone in checkpoints: a reference stands for those of ``pretrained``; all others are stored."""
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmaselect.extract import Extractor
+from mmaselect.extract.fingerprint import weights_hash
+from mmaselect.extract.fold import is_folded, unfolded
+
+DECODER = ('encoder.vae.decoder.', 'encoder.vae.post_quant_conv.')  # in older checkpoints only
+
+
+class Shared:
+    """Holds a module so that it is no part of the module that has this, and that copies of that one share it."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where frozen weights are to be had, and hashes by which they are known again.
+
+    Args:
+        source (str): Folder or hub id.
+        dit (str): Hash of the transformer.
+        vae (str | None): Hash of the VAE's encoder; None of a DiT on pixels.
+        revision (str | None): Of the hub id.
+    """
+    source: str
+    dit: str
+    vae: str | None
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, source: str, extractor: Extractor, revision: str | None = None) -> 'Reference':
+        return cls(str(source), weights_hash(extractor), extractor.encoder.fingerprint(), revision)
+
+    def put(self, state: dict[str, Tensor], prefix: str):
+        """Writes it into a state dict, which holds nothing but tensors: the bytes of its JSON."""
+        state[f'{prefix}reference'] = torch.frombuffer(bytearray(json.dumps(asdict(self)).encode()), dtype=torch.uint8)
+
+    @classmethod
+    def pop(cls, state: dict[str, Tensor], prefix: str) -> 'Reference | None':
+        """Takes it out of a state dict."""
+        stored = state.pop(f'{prefix}reference', None)
+        return None if stored is None else cls(**json.loads(bytes(stored.tolist())))
+
+    def check(self, own: 'Reference | None'):
+        """Raises ValueError where a model's frozen weights, ``own``, are not those that a checkpoint refers to."""
+        name = f'{self.source}{f" (revision {self.revision})" if self.revision else ""}'
+        if own is None:
+            raise ValueError(f'the checkpoint refers to the frozen weights of {name} and holds none, and this backbone has '
+                             'others: set backbone.pretrained to it, or write a self-contained checkpoint with '
+                             'tools/publish_model.py')
+        for part, what in (('dit', 'transformer'), ('vae', 'VAE')):
+            if getattr(self, part) != getattr(own, part):
+                raise ValueError(
+                    f'the checkpoint was trained on the frozen {what} of {name}, and that of pretrained={own.source!r} has other '
+                    f'weights now or another dtype (hash {getattr(own, part)}, not {getattr(self, part)}): give the weights that '
+                    'it was trained on, or train anew')
+
+
+def leave_out_frozen(backbone: Any, state: dict[str, Tensor], prefix: str, _):
+    """A state dict hook: leaves out what ``pretrained`` has, and what stands in the ViT's place before the choice."""
+    if backbone.reference is not None or backbone.is_open:
+        own = f'{prefix}extractor.'
+        for key in [key for key in state if key.startswith(own) and key[len(own):] not in backbone.trained]:
+            del state[key]
+    if backbone.reference is not None:
+        backbone.reference.put(state, prefix)
+
+
+def load_weights(backbone: Any, state: dict[str, Tensor], prefix: str, reference: Reference | None, stored: tuple[int, ...],
+                 wanted: tuple[int, ...]):
+    """Prepares the loading of the extractor's weights from a checkpoint, and chooses the timesteps ``wanted``.
+
+    Args:
+        backbone (DiTBackbone): Of which a ViT gets ready to be loaded.
+        state (dict[str, Tensor]): The checkpoint. Afterwards it has all that the extractor has, and no more.
+        prefix (str): Of the extractor's keys.
+        reference (Reference | None): In the checkpoint.
+        stored (tuple[int, ...]): The timesteps of the checkpoint.
+
+    Raises:
+        ValueError: The checkpoint's DiT is folded and cannot be run as wanted, or refers to other frozen weights.
+        RuntimeError: Its DiT is whole, and of another size.
+    """
+    for key in [key for key in state if key.startswith(tuple(prefix + part for part in DECODER))]:
+        del state[key]
+    extractor = backbone.extractor
+    given = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
+    dit = {name.removeprefix('family.'): value for name, value in given.items() if name.startswith('family.')}
+    folded = is_folded(dit)
+    if folded and (not backbone.folds or stored != wanted):
+        raise ValueError(f'the checkpoint has a DiT that is folded at timestep {_listed(stored)}, which cannot be undone: it '
+                         'runs at that timestep alone, with backbone.fold=True: leave backbone.timestep open')
+    if reference is not None and extractor.state_dict().keys() - given.keys():
+        reference.check(backbone.reference)
+    if given.keys() - backbone.trained:
+        backbone.reference = None
+    if not backbone.folds:
+        backbone.note(wanted)
+    elif folded and stored:
+        _check_shapes(extractor.family.state_dict(), dit)
+        extractor.family.timesteps = stored
+        backbone.select(stored)
+    else:
+        if dit and not folded:
+            whole = unfolded(extractor.family.config, dit)
+            whole.pos_scale = extractor.family.pos_scale
+            backbone.reopen(whole)
+        for name in dit:  # what is folded at no timestep, of a checkpoint from before the choice
+            del state[f'{prefix}family.{name}']
+        backbone.select(wanted) if wanted else backbone.note(())
+    ours = extractor.state_dict()
+    for name, value in ours.items():
+        state.setdefault(prefix + name, value)
+    if folded:  # up to a later block than is needed here
+        for name in given.keys() - ours.keys():
+            del state[prefix + name]
+
+
+def _check_shapes(wanted, found):
+    for name, value in wanted.items():
+        if name not in found or found[name].shape != value.shape:
+            shape = tuple(found[name].shape) if name in found else 'absent'
+            raise ValueError(f'the DiT of the checkpoint was folded for other taps than those of the config, or is of another '
+                             f'size: {name} should be {tuple(value.shape)} and is {shape}')
+
+
+def _listed(timesteps):
+    return ', '.join(map(str, timesteps)) or 'unknown'
