@@ -48,7 +48,7 @@ class LatentEncoder(nn.Module):
         self.image_channels = channels if vae is None else self.adapter.image_channels
         self.stride = 1 if vae is None else self.adapter.stride  # image pixels per latent pixel
         self.token_stride = self.stride * patch_size  # image pixels per token
-        self._warned, self._finite = False, True
+        self._warned, self._broken = False, False
 
     def drop_decoder(self):
         """Frees the half of the VAE that makes images of latents, which features do not need."""
@@ -150,9 +150,9 @@ class LatentEncoder(nn.Module):
         if not images.numel():
             raise ValueError(f'images are {tuple(images.shape)}: there must be at least one, of one pixel or more')
         # On a GPU what was found of one batch is read at the next, so that nothing waits for it.
-        finite, self._finite = self._finite, images.isfinite().all()
-        if not (self._finite if images.device.type == 'cpu' else finite):
-            self._finite = True
+        broken, self._broken = self._broken, ~images.isfinite().all()
+        if self._broken if images.device.type == 'cpu' else broken:
+            self._broken = False
             raise ValueError('images have values that are not finite: look for broken files and for a std of 0 in the '
                              'data_preprocessor')
         if self._warned:  # the data_preprocessor is the same for all batches

@@ -157,7 +157,8 @@ def read(places: Sequence[tuple[nn.Module, Blocks]], taps: Sequence[tuple[int, s
     Raises:
         RuntimeError: The forward did not come by a tap.
     """
-    last, forwards, features = taps[-1][0], {}, [{} for _ in places]
+    last, forwards = taps[-1][0], {}
+    features: list[dict[str, torch.Tensor]] = [{} for _ in places]
     for index in range(last + 1):
         wanted = [name for block, name in taps if block == index]
         if wanted or checkpointing or compiled:

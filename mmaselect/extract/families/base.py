@@ -31,8 +31,8 @@ class Family(nn.Module):
         super().__init__()
         self.model, self.config = model, model.config
         self.depth = len(self.places())
-        self.width = getattr(model, 'inner_dim', None)
-        self.patch_size = self.config.get('patch_size')
+        self.width: int = getattr(model, 'inner_dim', None)  # type: ignore[assignment]  # a subclass knows where they lack
+        self.patch_size: int = self.config.get('patch_size')
         self.in_channels = self.latent_channels(self.config)
         self.lock = reader.Lock()
         for name, value in (null or {}).items():
