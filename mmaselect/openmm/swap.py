@@ -334,6 +334,11 @@ class _Classifier(_Swap):
     def check(self):
         if not self.model.get('head'):
             raise SwapError('the model has no head, so there is nothing to train')
+        from mmpretrain.registry import BATCH_AUGMENTS
+        for augment in nodes((self.model.get('train_cfg') or {}).get('augments')):
+            if augment.get('type') and BATCH_AUGMENTS.get(augment['type']) is None:
+                raise SwapError(f"train_cfg names the batch augment {augment['type']}, which mmpretrain does not have: the "
+                                'config does not build as it is either')
 
     def fit(self):
         self.old, head = type_name(self.model['backbone']), self.model['head']

@@ -218,7 +218,8 @@ REFUSED = [
     (PSP, dict(model__decode_head__type='NoSuchHead'), 'decode_head NoSuchHead cannot read'),
     (PSP, dict(model__backbone__type='mmaselect.DiTBackbone'), 'the backbone is a DiTBackbone already'),
     (PSP, dict(model=None), 'the config has no model'),
-    (RESNET, dict(model__head=None), 'the model has no head')]
+    (RESNET, dict(model__head=None), 'the model has no head'),
+    ('mmpretrain::resnet/resnet50_8xb32-cutmix_in1k.py', {}, 'train_cfg names the batch augment BatchCutMix')]
 
 
 @pytest.mark.parametrize(('name', 'changes', 'reason'), REFUSED, ids=lambda value: value if isinstance(value, str) else '')

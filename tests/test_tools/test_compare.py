@@ -335,3 +335,27 @@ def test_progress(compare, tmp_path):
 def test_seeds_reach_the_neck_wherever_it_is(compare):
     cfg = Config(dict(model=dict(neck=[dict(type='A'), dict(type='mmaselect.AutoTimestepNeck')])))
     assert compare.seeded(cfg, 3) == ['randomness.seed=3', 'model.neck.1.seed=3']
+
+
+# Swapped twins
+
+
+def test_swap_compares_a_stock_config_with_its_twin(compare, tmp_path, monkeypatch):
+    import compare_agreement
+    stock = 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+    ours = str(runs.CONFIGS['aselect_fashion_scenes'])
+    found = compare.with_twins([stock, ours], str(runs.ROOT / 'configs' / 'fashion_dit'), tmp_path)
+    assert [path.rpartition('/')[2] for path in found] == [
+        'deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py', 'deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024_dit.py',
+        'dit_aselect_fashion_scenes.py']  # ours has a DiT already
+    cfgs = [Config.fromfile(path) for path in found[:2]]
+    assert cfgs[1].model.backbone.type == 'mmaselect.DiTBackbone'
+    assert compare_agreement.differences(*cfgs) == []  # the same data, schedule and head
+    out, _ = compare.plan(SimpleNamespace(configs=found[:2], cfg_options=[], seeds=[0, 1], work_dir=tmp_path / 'runs'))
+    assert [(run.name.endswith('_dit'), run.seed) for run in out] == [(False, 0), (True, 0), (False, 1), (True, 1)]
+
+
+def test_swap_refuses_before_any_run(compare, tmp_path, monkeypatch, capsys):
+    pid = 'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py'
+    run_compare(compare, monkeypatch, pid, '--swap', runs.ROOT / 'configs' / 'fashion_dit', '--work-dir', tmp_path, code=2)
+    assert 'decode_head PIDHead reads the three branches of PIDNet' in capsys.readouterr().err
