@@ -150,7 +150,7 @@ def tables(rows):
         if not some:
             continue
         good = sum(row['outcome'] == 'ok' for row in ours)
-        missing = sum('not installed' in row['outcome'] for row in ours)
+        missing = sum('not installed' in row['outcome'] or 'compiled operator' in row['outcome'] for row in ours)
         kinds = ' or '.join(kind for kind, its in TOOLBOXES.items() if its == toolbox)
         yield (f'{toolbox}: {len(some)} configs, {len(ours)} of {kinds}; of the {len(ours) - missing} whose operators are '
                f'installed {good} train and predict '
