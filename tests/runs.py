@@ -55,7 +55,7 @@ def model_options(name):
     if sd3:
         options.update({'model.backbone.arch.scheduler': tiny.FLOW, 'model.backbone.taps': [(2, 'query')]})
     if not segments(name):
-        cells = GRID**2 if model.neck.pool == 'grid' else 1
+        cells = GRID**2 if model.neck.get('pool') == 'grid' else 1
         return {**options, 'model.neck.num_taps': 1, 'model.neck.num_heads': 4, 'model.neck.grid': GRID,
                 'model.head.in_channels': WIDTH * cells}
     for head in ('decode_head', 'auxiliary_head'):
