@@ -62,12 +62,14 @@ def is_command(word):
 def help_of(script):
     """What the script prints for --help."""
     argv, sys.argv = sys.argv, [script, '--help']
+    sys.path.insert(0, str((runs.ROOT / script).parent))  # as python does it for a script
     try:
         with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
             runpy.run_module(script, run_name='__main__') if script == 'mmaselect' else \
                 runpy.run_path(str(runs.ROOT / script), run_name='__main__')
     finally:
         sys.argv = argv
+        sys.path.pop(0)
     return printed.getvalue()
 
 

@@ -57,11 +57,12 @@ def outline(backbone: Mapping, neck: Mapping | None) -> tuple[list[float], list[
     errors = []
     for device in ('meta', 'cpu'):
         try:
-            body, behind = (part and built(part, device) for part in (backbone, neck))
+            body, behind = built(backbone, device), built(neck, device) if neck else None
             maps = body(torch.zeros(1, 3, height, width, device=device))
             maps = list(maps) if several(maps) else [maps]
             found = list(behind(maps)) if behind else maps
-            return tuple([height / (one[0] if several(one) else one).shape[2] for one in some] for some in (maps, found))
+            before, after = ([height / (one[0] if several(one) else one).shape[2] for one in some] for some in (maps, found))
+            return before, after
         except Exception as error:  # whatever a toolbox's or a user's own backbone raises
             errors.append(error)
     raise SwapError(f'the levels of {type_name(backbone)} are not known, since it cannot be built: {type(errors[0]).__name__}: '
