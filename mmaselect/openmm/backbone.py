@@ -224,8 +224,10 @@ class DiTBackbone(BaseModule):
         layers = self.extractor.taps[-1][0] + 3
         if not name.startswith(prefix):
             return layers - 1, layers
-        block = re.search(r'\b(?:transformer_)?blocks\.(\d+)\.', name)
-        return int(block[1]) + 1 if block else 0, layers
+        block = self.extractor.family.block_of(name)  # of all kinds of blocks that the family has
+        if block is None and (found := re.search(r'\b(?:transformer_)?blocks\.(\d+)\.', name)):  # of a checkpoint in another form
+            block = int(found[1])
+        return 0 if block is None else block + 1, layers
 
     def note(self, timesteps):
         self.timestep.copy_(torch.tensor(timesteps or [-1] * self.num_timesteps).view_as(self.timestep))

@@ -80,6 +80,16 @@ def test_layers_of_names(name, layer):
     assert backbone.get_layer_depth(name, 'backbone.') == (layer, 4)
 
 
+def test_two_kinds_of_blocks_count_on():
+    """FLUX's single-stream blocks come behind the double-stream ones."""
+    flux = dict(type='FluxTransformer2DModel', patch_size=1, in_channels=16, num_layers=2, num_single_layers=3,
+                attention_head_dim=16, num_attention_heads=2, joint_attention_dim=12, pooled_projection_dim=10,
+                axes_dims_rope=(4, 6, 6))
+    backbone = DiTBackbone(arch=dict(transformer=flux, vae=tiny.VAE, scheduler=tiny.FLOW))
+    for name, layer in (('single_transformer_blocks.2.attn.to_q', 5), ('transformer_blocks.1.ff.net.2', 2), ('x_embedder', 0)):
+        assert backbone.get_layer_depth(f'extractor.family.model.{name}.weight') == (layer, 7)
+
+
 def test_two_digits():
     backbone = DiTBackbone(arch=dict(tiny.ARCH, transformer=dict(tiny.DIT, num_layers=13)))
     assert backbone.get_layer_depth('extractor.family.model.transformer_blocks.12.attn1.to_q.weight') == (13, 15)
