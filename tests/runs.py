@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = {path.stem.removeprefix('dit_'): path for path in sorted((ROOT / 'configs').glob('*.py'))}
 WIDTH = tiny.DIT['num_attention_heads'] * tiny.DIT['attention_head_dim']
 GRID = 2  # parts along a side that a neck with pool='grid' gives
+FAMILIES = dict(tiny.TEXT_TO_IMAGE, sd3=tiny.SD3)
+WIDTHS = dict.fromkeys(('flux', 'flux2', 'lumina2', 'z_image', 'qwen_image', 'prx'), 32)
 TRAIN, VAL = layouts.TRAIN, layouts.VAL  # images
 
 
@@ -34,6 +36,11 @@ def shipped(name):
     return Config.fromfile(CONFIGS[name])
 
 
+def family_of(name):
+    """Which of FAMILIES a config's checkpoint is; '' for DiT."""
+    return next((family for family in FAMILIES if name.endswith(f'_{family}')), '')
+
+
 def segments(name):
     """Whether a config trains a segmentor, by iterations; else it is a classifier, by epochs."""
     return shipped(name).default_scope == 'mmseg'
@@ -41,28 +48,30 @@ def segments(name):
 
 def model_options(name):
     """A tiny model in place of the shipped one; of the controls, which are small, only the VAE is replaced."""
-    vae = {f'model.backbone.arch.vae.{key}': value for key, value in tiny.VAE.items()}
+    family = family_of(name)
+    vae = {f'model.backbone.arch.vae.{key}': value for key, value in (tiny.FLUX2_VAE if family == 'flux2' else tiny.VAE).items()}
     if name.startswith('random'):
         return vae if 'vae' in shipped(name).model.backbone.arch else {}
-    sd3 = name.endswith('sd3')
+    transformer, width = FAMILIES.get(family, tiny.DIT), WIDTHS.get(family, WIDTH)
     model = shipped(name).model
     options = {
         'model.backbone.pretrained': None, **vae,
-        **{f'model.backbone.arch.transformer.{key}': value for key, value in (tiny.SD3 if sd3 else tiny.DIT).items()},
+        **{f'model.backbone.arch.transformer.{key}': value for key, value in transformer.items()},
         'model.backbone.taps': [(block, 'hidden') for block in range(4)] if segments(name) else [(2, 'hidden')],
-        'model.neck.in_channels': WIDTH,
+        'model.neck.in_channels': width,
     }
-    if sd3:
-        options.update({'model.backbone.arch.scheduler': tiny.FLOW, 'model.backbone.taps': [(2, 'query')]})
+    if family:
+        options.update({'model.backbone.arch.scheduler': tiny.FLOW, 'model.backbone.dtype': None,
+                        'model.backbone.taps': [(2, model.backbone.taps[0][1])]})
     if not segments(name):
         cells = GRID**2 if model.neck.get('pool') == 'grid' else 1
         return {**options, 'model.neck.num_taps': 1, 'model.neck.num_heads': 4, 'model.neck.grid': GRID,
                 'model.head.in_channels': WIDTH * cells}
     for head in ('decode_head', 'auxiliary_head'):
         if model.get(head):
-            one = WIDTH * (4 if model.neck.output == 'map' else 1)
+            one = width * (4 if model.neck.output == 'map' else 1)
             several = isinstance(model[head].in_channels, list)
-            options.update({f'model.{head}.in_channels': [WIDTH] * 4 if several else one, f'model.{head}.channels': 8})
+            options.update({f'model.{head}.in_channels': [width] * 4 if several else one, f'model.{head}.channels': 8})
     return options
 
 

@@ -18,6 +18,25 @@ SD3 = dict(type='SD3Transformer2DModel', num_attention_heads=2, attention_head_d
 SD35 = dict(SD3, qk_norm='rms_norm', dual_attention_layers=(0, 1))
 PIXART = dict(type='PixArtTransformer2DModel', num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=8,
               num_layers=4, sample_size=8, patch_size=2, cross_attention_dim=24, caption_channels=10)
+TEXT_TO_IMAGE = dict(  # by the name of their family's file
+    flux=dict(type='FluxTransformer2DModel', in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16,
+              num_attention_heads=2, joint_attention_dim=12, pooled_projection_dim=10, guidance_embeds=True,
+              axes_dims_rope=(4, 6, 6)),
+    flux2=dict(type='Flux2Transformer2DModel', in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16,
+               num_attention_heads=2, joint_attention_dim=12, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4)),
+    lumina2=dict(type='Lumina2Transformer2DModel', in_channels=4, sample_size=8, hidden_size=32, num_layers=2,
+                 num_refiner_layers=2, num_attention_heads=4, num_kv_heads=2, multiple_of=8, axes_dim_rope=(4, 2, 2),
+                 axes_lens=(30, 16, 16), cap_feat_dim=12),
+    z_image=dict(type='ZImageTransformer2DModel', in_channels=4, dim=32, n_layers=2, n_refiner_layers=2, n_heads=2,
+                 n_kv_heads=2, cap_feat_dim=12, axes_dims=[4, 6, 6], axes_lens=[80, 16, 16]),
+    sana=dict(type='SanaTransformer2DModel', in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8,
+              num_layers=4, num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16,
+              caption_channels=12, sample_size=8),
+    qwen_image=dict(type='QwenImageTransformer2DModel', in_channels=16, out_channels=4, num_layers=4, attention_head_dim=16,
+                    num_attention_heads=2, joint_attention_dim=12, axes_dims_rope=(4, 6, 6)),
+    prx=dict(type='PRXTransformer2DModel', in_channels=4, context_in_dim=12, hidden_size=32, mlp_ratio=2.0, num_heads=2,
+             depth=4, axes_dim=[8, 8]))
+FLUX2_VAE = dict({key: value for key, value in VAE.items() if key != 'scaling_factor'}, type='AutoencoderKLFlux2')
 PIXEL_ARCH = dict(transformer=dict(DIT, in_channels=3, out_channels=3))
 
 

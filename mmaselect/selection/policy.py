@@ -24,7 +24,7 @@ class SelectionPolicy:
         score_taps (str | Sequence[tuple[int, str]] | None): The features that are judged, as (block, name). 'auto' takes the
             values of four blocks, whose mean judges better than the head's own taps where there are no labels
             (benchmarks/README.md), and what the extractor reads where there are. With ``choose_tap`` it takes all features of
-            the four blocks. None takes what the extractor reads.
+            the four blocks and of those that papers found best. None takes what the extractor reads.
         choose_tap (bool): Whether one of ``score_taps`` is chosen together with the timestep, by the highest score. Otherwise the
             mean over ``score_taps`` chooses the timestep. Needs a score that means the same for all taps.
         num_timesteps (int): How many timesteps to choose: after the first the best that lie ``gap`` or more apart.
@@ -117,7 +117,7 @@ class SelectionPolicy:
     def taps_for(self, extractor: Extractor, score: scores.Score) -> tuple[Tap, ...]:
         """The taps that a score judges with an extractor."""
         if self.score_taps == 'auto' and (self.choose_tap or not score.labelled):
-            return upper_taps(extractor.family.depth, tuple(TAPS) if self.choose_tap else ('value',))
+            return upper_taps(extractor.family, tuple(TAPS) if self.choose_tap else ('value',))
         return extractor.taps if self.score_taps is None or isinstance(self.score_taps, str) else resolve(
             self.score_taps, extractor.family.depth)
 
@@ -127,10 +127,15 @@ class SelectionPolicy:
         return {**found, 'score': self.score.describe() if isinstance(self.score, scores.Score) else found['score']}
 
 
-def upper_taps(depth: int, names: tuple[str, ...]) -> tuple[Tap, ...]:
-    """Taps of four blocks from the middle of a transformer to near its end, where published probes found the best features."""
-    blocks = sorted({round((depth - 1) * part) for part in (0.4, 0.55, 0.7, 0.85)})
-    return tuple((block, name) for block in blocks for name in names)
+def upper_taps(family: Any, names: tuple[str, ...]) -> tuple[Tap, ...]:
+    """Taps of four blocks from the middle of a transformer to near its end, where published probes of DiT found the best.
+
+    Where several names are asked for, the blocks that papers found best in this model are among them.
+    """
+    blocks = {round((family.depth - 1) * part) for part in (0.4, 0.55, 0.7, 0.85)}
+    if len(names) > 1:
+        blocks |= set(family.probed.get(family.depth, ()))
+    return tuple((block, name) for block in sorted(blocks) for name in names if family.has((block, name)))
 
 
 def _as_tuples(value):

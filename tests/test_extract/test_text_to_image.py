@@ -7,34 +7,17 @@ import torch
 from mmaselect.extract import TAPS, Extractor, loading
 from mmaselect.extract.families import FAMILIES
 from mmaselect.selection import SelectionPolicy, TensorImages, sweep
+from mmaselect.selection.policy import upper_taps
 
-ARCHS = {
-    'flux dev': dict(type='FluxTransformer2DModel', in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16,
-                     num_attention_heads=2, joint_attention_dim=12, pooled_projection_dim=10, guidance_embeds=True,
-                     axes_dims_rope=(4, 6, 6)),
-    'flux 2': dict(type='Flux2Transformer2DModel', in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16,
-                   num_attention_heads=2, joint_attention_dim=12, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4)),
-    'lumina 2': dict(type='Lumina2Transformer2DModel', in_channels=4, sample_size=8, hidden_size=32, num_layers=2,
-                     num_refiner_layers=2, num_attention_heads=4, num_kv_heads=2, multiple_of=8, axes_dim_rope=(4, 2, 2),
-                     axes_lens=(30, 16, 16), cap_feat_dim=12),
-    'z-image': dict(type='ZImageTransformer2DModel', in_channels=4, dim=32, n_layers=2, n_refiner_layers=2, n_heads=2,
-                    n_kv_heads=2, cap_feat_dim=12, axes_dims=[4, 6, 6], axes_lens=[80, 16, 16]),
-    'sana': dict(type='SanaTransformer2DModel', in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8,
-                 num_layers=3, num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16,
-                 caption_channels=12, sample_size=8),
-    'qwen-image': dict(type='QwenImageTransformer2DModel', in_channels=16, out_channels=4, num_layers=3, attention_head_dim=16,
-                       num_attention_heads=2, joint_attention_dim=12, axes_dims_rope=(4, 6, 6)),
-    'prx': dict(type='PRXTransformer2DModel', in_channels=4, context_in_dim=12, hidden_size=32, mlp_ratio=2.0, num_heads=2,
-                depth=3, axes_dim=[8, 8])}
-ARCHS['flux schnell'] = dict(ARCHS['flux dev'], guidance_embeds=False)
-ARCHS['klein'] = dict(ARCHS['flux 2'], guidance_embeds=False)
+ARCHS = dict(tiny.TEXT_TO_IMAGE)
+ARCHS['flux schnell'] = dict(ARCHS['flux'], guidance_embeds=False)
+ARCHS['flux2 klein'] = dict(ARCHS['flux2'], guidance_embeds=False)
 HERE = [name for name, arch in ARCHS.items() if hasattr(diffusers, arch['type'])]  # the stock stack's diffusers has some
 TOKENS = 5  # of the prompt
-FLUX2_VAE = dict({key: value for key, value in tiny.VAE.items() if key != 'scaling_factor'}, type='AutoencoderKLFlux2')
 
 
 def arch(name):
-    vae = FLUX2_VAE if ARCHS[name]['type'].startswith('Flux2') else tiny.VAE
+    vae = tiny.FLUX2_VAE if ARCHS[name]['type'].startswith('Flux2') else tiny.VAE
     return dict(transformer=ARCHS[name], vae=vae, scheduler=tiny.FLOW)
 
 
@@ -183,7 +166,7 @@ def test_it_is_saved_loaded_and_swept(name, tmp_path):
     assert result.timestep in (100, 500) and len(result.candidates) == 2
 
 
-@pytest.mark.parametrize('name', ['lumina 2', 'z-image'])
+@pytest.mark.parametrize('name', ['lumina2', 'z_image'])
 def test_more_tokens_than_positions_are_refused(name):
     if name not in HERE:
         pytest.skip('this diffusers has no such model')
@@ -195,6 +178,18 @@ def test_more_tokens_than_positions_are_refused(name):
 def test_models_of_another_kind_are_refused_by_name():
     with pytest.raises(ValueError, match='SANA-Sprint'):
         Extractor.from_arch(dict(arch('sana'), transformer=dict(ARCHS['sana'], guidance_embeds=True)))
-    if 'qwen-image' in HERE and 'use_additional_t_cond' in diffusers.QwenImageTransformer2DModel.__init__.__annotations__:
+    if 'qwen_image' in HERE and 'use_additional_t_cond' in diffusers.QwenImageTransformer2DModel.__init__.__annotations__:
         with pytest.raises(ValueError, match='Layered'):
-            Extractor.from_arch(dict(arch('qwen-image'), transformer=dict(ARCHS['qwen-image'], use_additional_t_cond=True)))
+            Extractor.from_arch(dict(arch('qwen_image'), transformer=dict(ARCHS['qwen_image'], use_additional_t_cond=True)))
+
+
+def test_the_tap_is_chosen_among_blocks_that_papers_found_best():
+    """Of FLUX.1 as it was published, on the meta device: single-stream blocks have no 'attn' and no 'mlp'."""
+    with torch.device('meta'):
+        family = FAMILIES['FluxTransformer2DModel'](diffusers.FluxTransformer2DModel(guidance_embeds=True))
+    assert (family.depth, family.width, family.patch_size, family.in_channels) == (57, 3072, 2, 16)
+    taps = upper_taps(family, tuple(TAPS))
+    assert {block for block, _ in taps} == {16, 22, 24, 28, 31, 39, 48}
+    family.check(taps)
+    assert (16, 'attn') in taps and (28, 'attn') not in taps and (28, 'query') in taps
+    assert upper_taps(family, ('value',)) == ((22, 'value'), (31, 'value'), (39, 'value'), (48, 'value'))

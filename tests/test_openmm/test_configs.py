@@ -20,13 +20,16 @@ from mmaselect.openmm.safe_load import load
 
 NO_FSDP = 'without a GPU, FSDP of torch 2.1 does not run'
 DIT_XL_2 = dict(width=1152, depth=28)  # Peebles and Xie 2023, arXiv:2212.09748, table 1
-SD3_MEDIUM = dict(width=1536, depth=24)  # its transformer/config.json; width is 64 times depth, arXiv:2403.03206, section 4
+# By the config.json of their transformers. SD3's width is 64 times its depth (arXiv:2403.03206, section 4).
+SIZES = dict(sd3=dict(width=1536, depth=24), flux=dict(width=3072, depth=57), flux2=dict(width=6144, depth=56),
+             lumina2=dict(width=2304, depth=28), z_image=dict(width=3840, depth=32), sana=dict(width=2240, depth=20),
+             qwen_image=dict(width=3072, depth=60))
 
 
 def sizes(name):
     """Width and depth of the DiT that a config's checkpoint has."""
-    if name.endswith('sd3'):
-        return SD3_MEDIUM
+    if runs.family_of(name):
+        return SIZES[runs.family_of(name)]
     backbone = runs.shipped(name).model.backbone
     if str(backbone.get('pretrained')).startswith('facebook/DiT-XL-2'):
         return DIT_XL_2

@@ -20,6 +20,7 @@ class Family(nn.Module):
     kinds: tuple[reader.Blocks, ...] = (reader.Blocks('transformer_blocks'),)
     pos_scales: tuple[str, ...] = ()
     null_tokens = 0
+    probed: dict[int, tuple[int, ...]] = {}  # of a model of so many blocks: those that papers found best
     encoded: tuple[str | None, ...] = ()
     timesteps = None  # all are possible
 
@@ -85,6 +86,10 @@ class Family(nn.Module):
             if name not in ('hidden', *kind.taps):
                 raise ValueError(f'block {index} has no {name!r}: {type(block).__name__} computes it together with others. It '
                                  f'has {", ".join((*kind.taps, "hidden"))}')
+
+    def has(self, tap: tuple[int, str]) -> bool:
+        """Whether a block has this tap (block, name)."""
+        return tap[1] in ('hidden', *self.places()[tap[0]][1].taps)
 
     def channels(self, tap: tuple[int, str]) -> int:
         """Channels of a tap: D, but for keys and values that several heads share."""

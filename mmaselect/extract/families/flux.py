@@ -21,6 +21,9 @@ class Flux(Family, wraps='FluxTransformer2DModel'):
              Blocks('single_transformer_blocks', names(attn=None, mlp=None), output=1))
     null_tokens = 512
     encoded = 'prompt_embeds', 'pooled_prompt_embeds'
+    # Double-stream blocks 15 to 18 for segmentation (ConceptAttention, Helbling et al. 2025, arXiv:2502.04320); 24 for
+    # segmentation in videos (DAVIS); 28 for correspondences (DiTF).
+    probed = {57: (16, 24, 28)}
 
     def __init__(self, model: torch.nn.Module, null: Mapping[str, torch.Tensor] | None = None):
         super().__init__(model, null)

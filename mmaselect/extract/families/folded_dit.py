@@ -130,6 +130,8 @@ class FoldedDiT(nn.Module):
         ValueError: Something here that cannot be folded.
     """
 
+    probed: dict[int, tuple[int, ...]] = {}
+
     def __init__(self, config, timesteps, taps, *, into='norm', pos_scale='interpolate'):
         super().__init__()
         self.config, self.timesteps, self.into, self.pos_scale = config, tuple(timesteps), into, pos_scale
@@ -160,6 +162,10 @@ class FoldedDiT(nn.Module):
             if block > self.last or block == self.last and not self._has(name):
                 raise ValueError(f'the tap {(block, name)} was folded away: this DiT was folded up to '
                                  f'{sorted(self.blocks[-1].need)} of block {self.last}. Fold with all taps that are wanted')
+
+    def has(self, tap):
+        """Whether DiT's blocks have this tap; ``check`` says what was folded away."""
+        return True
 
     def _has(self, name):
         """Whether the last block computes this tap."""

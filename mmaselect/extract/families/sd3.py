@@ -14,6 +14,7 @@ class SD3(Family, wraps='SD3Transformer2DModel'):
     kinds = (Blocks('transformer_blocks', output=1),)
     null_tokens = 77 + 256  # of the two CLIP encoders, side by side, and of T5
     encoded = 'prompt_embeds', None, 'pooled_prompt_embeds'
+    probed = {24: (9,)}  # Seg4Diff (arXiv:2509.18096); A-SelecT (arXiv:2603.25758)
 
     @staticmethod
     def null_shapes(config, tokens):

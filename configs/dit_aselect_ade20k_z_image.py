@@ -1,0 +1,11 @@
+# Z-Image-Turbo under UPerNet, otherwise as with DiT. Block 16 is the middle of 32: no paper has measured which is best.
+# Before the first run, encode the empty prompt once: python tools/encode_null_prompt.py <the same folder or hub id>
+pretrained = 'Tongyi-MAI/Z-Image-Turbo'  # hub id, or the path of a folder in its layout
+width = 3840
+
+_base_ = ['dit_aselect_ade20k.py']
+model = dict(
+    backbone=dict(pretrained=pretrained, taps=[(16, 'hidden')], dtype='bfloat16'),
+    neck=dict(in_channels=width, num_taps=1),
+    decode_head=dict(in_channels=[width] * 4),
+    auxiliary_head=dict(in_channels=width))
