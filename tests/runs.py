@@ -10,13 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import layouts
 import tiny
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.utils import ManagerMixin
+from packaging.version import Version
 from yapf.yapflib import yapf_api
+
+from mmaselect.extract.families import Family
 
 # A Runner formats its config five times, which takes longer than all else in a tiny run.
 yapf_api.FormatCode = lambda text, *_, **__: (text, True)
@@ -39,6 +43,12 @@ def shipped(name):
 def family_of(name):
     """Which of FAMILIES a config's checkpoint is; '' for DiT."""
     return next((family for family in FAMILIES if name.endswith(f'_{family}')), '')
+
+
+def lacking(name):
+    """Whether this environment's diffusers or PyTorch is too old for a config's transformer."""
+    kind = FAMILIES.get(family_of(name), dict(type='DiTTransformer2DModel'))['type']
+    return not hasattr(diffusers, kind) or Version(torch.__version__) < Version(Family.known[kind].needs)
 
 
 def segments(name):

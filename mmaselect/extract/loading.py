@@ -15,6 +15,7 @@ import torch
 from diffusers.utils import is_accelerate_available
 from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from packaging.version import Version
 
 from . import null_prompt
 from .families import FAMILIES
@@ -202,6 +203,9 @@ def _transformer_class(folder):
 def _of_diffusers(name):
     if not hasattr(diffusers, name):
         raise ValueError(f'diffusers {diffusers.__version__} has no {name}: install a newer one, pip install -U diffusers')
+    needed = FAMILIES[name].needs if name in FAMILIES else '0'
+    if Version(torch.__version__) < Version(needed):
+        raise ValueError(f"diffusers' {name} needs PyTorch {needed} or newer, and this is {torch.__version__}")
     return getattr(diffusers, name)
 
 

@@ -3,6 +3,7 @@ import diffusers
 import pytest
 import tiny
 import torch
+from packaging.version import Version
 
 from mmaselect.extract import TAPS, Extractor, loading
 from mmaselect.extract.families import FAMILIES
@@ -12,7 +13,9 @@ from mmaselect.selection.policy import upper_taps
 ARCHS = dict(tiny.TEXT_TO_IMAGE)
 ARCHS['flux schnell'] = dict(ARCHS['flux'], guidance_embeds=False)
 ARCHS['flux2 klein'] = dict(ARCHS['flux2'], guidance_embeds=False)
-HERE = [name for name, arch in ARCHS.items() if hasattr(diffusers, arch['type'])]  # the stock stack's diffusers has some
+# The stock stack's diffusers and PyTorch have some.
+HERE = [name for name, arch in ARCHS.items() if hasattr(diffusers, arch['type'])
+        and Version(torch.__version__) >= Version(FAMILIES[arch['type']].needs)]
 TOKENS = 5  # of the prompt
 
 
@@ -183,6 +186,13 @@ def test_models_of_another_kind_are_refused_by_name():
             Extractor.from_arch(dict(arch('qwen_image'), transformer=dict(ARCHS['qwen_image'], use_additional_t_cond=True)))
 
 
+def test_an_older_pytorch_is_named(monkeypatch):
+    monkeypatch.setattr(FAMILIES['FluxTransformer2DModel'], 'needs', '99.0')
+    with pytest.raises(ValueError, match="FluxTransformer2DModel needs PyTorch 99.0 or newer, and this is"):
+        build('flux')
+
+
+@pytest.mark.skipif('flux' not in HERE, reason='it cannot be built here')
 def test_the_tap_is_chosen_among_blocks_that_papers_found_best():
     """Of FLUX.1 as it was published, on the meta device: single-stream blocks have no 'attn' and no 'mlp'."""
     with torch.device('meta'):

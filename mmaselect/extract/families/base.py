@@ -19,6 +19,7 @@ class Family(nn.Module):
     known: dict[str, type['Family']] = {}
     kinds: tuple[reader.Blocks, ...] = (reader.Blocks('transformer_blocks'),)
     pos_scales: tuple[str, ...] = ()
+    needs = '2.1'  # the oldest PyTorch that runs diffusers' model
     null_tokens = 0
     probed: dict[int, tuple[int, ...]] = {}  # of a model of so many blocks: those that papers found best
     encoded: tuple[str | None, ...] = ()

@@ -19,6 +19,7 @@ class Flux(Family, wraps='FluxTransformer2DModel'):
     """Taps of the image's tokens. Single-stream blocks make attention and MLP by one layer: they have no 'attn' and no 'mlp'."""
     kinds = (Blocks('transformer_blocks', output=1),
              Blocks('single_transformer_blocks', names(attn=None, mlp=None), output=1))
+    needs = '2.4'  # torch.nn.RMSNorm
     null_tokens = 512
     encoded = 'prompt_embeds', 'pooled_prompt_embeds'
     # Double-stream blocks 15 to 18 for segmentation (ConceptAttention, Helbling et al. 2025, arXiv:2502.04320); 24 for

@@ -20,6 +20,7 @@ class Flux2(Family, wraps='Flux2Transformer2DModel'):
     kinds = (Blocks('transformer_blocks', output=1),
              Blocks('single_transformer_blocks',
                     names(query=(FUSED, 0), key=(FUSED, 1), value=(FUSED, 2), modulated=FUSED, attn=None, mlp=None)))
+    needs = '2.4'  # torch.nn.RMSNorm
     null_tokens = 512
     encoded = ('prompt_embeds',)
 

@@ -21,6 +21,7 @@ class QwenImage(Family, wraps='QwenImageTransformer2DModel'):
         ValueError: The model is one of layers (Qwen-Image-Layered), which a single image is not.
     """
     kinds = (Blocks('transformer_blocks', names(mlp='img_mlp'), output=1),)
+    needs = '2.4'  # torch.compiler.is_compiling
     null_tokens = 8
 
     def __init__(self, model: torch.nn.Module, null: Mapping[str, torch.Tensor] | None = None):
