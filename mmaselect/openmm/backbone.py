@@ -88,6 +88,7 @@ class DiTBackbone(BaseModule):
             raise ValueError('lora trains adapters and frozen=False all weights of the DiT: leave out one of the two')
         taps = [tuple(tap) if isinstance(tap, list) else tap for tap in taps]
         files = dict(variant=variant, revision=revision, dtype=dtype)
+        self.dtype = dtype
         if arch is not None and any(files.values()):
             raise ValueError(f'{files}: these are of the files of pretrained, and arch has none')
         self._make = (functools.partial(Extractor.from_arch, arch) if pretrained is None else
@@ -194,12 +195,14 @@ class DiTBackbone(BaseModule):
         noise = 'seeded' if self.noise == 'random' and not self.training else self.noise
         with torch.no_grad() if self.frozen else contextlib.nullcontext():
             options = dict(noise=noise, seed=self.seed, draws=self.noise_draws)
-            if self.latents is None:
-                return self.extractor(images, self.timesteps, **options)
-            if not self._latents_checked:  # at the first batch, since a checkpoint may have another VAE
+            if self.latents is not None and not self._latents_checked:  # now, since a checkpoint may have had another VAE
                 check_vae(self.latents, self.extractor.encoder)
                 self._latents_checked = True
-            return self.extractor.from_latents(images, self.timesteps, **options)
+            run = self.extractor if self.latents is None else self.extractor.from_latents
+            maps = run(images, self.timesteps, **options)
+        if self.dtype is None:
+            return maps
+        return tuple(m.to(images.dtype) for m in maps)  # neck and head have weights of their own
 
     def train(self, mode: bool = True):
         """A frozen DiT stays in evaluation mode; the VAE always does."""

@@ -114,3 +114,11 @@ else:
 
 def test_the_lower_floors_need_no_openmmlab():
     subprocess.run([sys.executable, '-c', BLOCKED], check=True)
+
+
+def test_a_dit_in_bfloat16_feeds_a_neck_in_float32(folder):
+    exact, half = (backbone(None, pretrained=folder, timestep=50, dtype=dtype)(tiny.images(2, 12, 20))[0]
+                   for dtype in (None, 'bfloat16'))
+    neck = MODELS.build(dict(type='mmaselect.AutoTimestepNeck', in_channels=16, output='pyramid', norm='layer'))
+    assert half.dtype == torch.float32 and [level.dtype for level in neck((half,))] == [torch.float32] * 4
+    assert 0 < (half - exact).abs().max() < 0.1 * exact.abs().max()
