@@ -27,23 +27,9 @@ from mmaselect.extract.latent import LatentEncoder
 from mmaselect.extract.loading import arch_of
 
 from .launch import merge_data_preprocessor, nodes
+from .published import PUBLISHED
 
-# The published checkpoints, for which no file is at hand (their config.json on the Hugging Face hub).
-SD_VAE = dict(
-    block_out_channels=(128, 256, 512, 512), down_block_types=('DownEncoderBlock2D', ) * 4,
-    up_block_types=('UpDecoderBlock2D', ) * 4, layers_per_block=2, latent_channels=4, sample_size=256)
-DIT_XL_2 = dict(
-    num_attention_heads=16, attention_head_dim=72, num_layers=28, in_channels=4, out_channels=8, patch_size=2,
-    num_embeds_ada_norm=1000, norm_type='ada_norm_zero')
-SD3_MEDIUM = dict(
-    type='SD3Transformer2DModel', num_attention_heads=24, attention_head_dim=64, num_layers=24, in_channels=16, out_channels=16,
-    patch_size=2, sample_size=128, pos_embed_max_size=192, joint_attention_dim=4096, caption_projection_dim=1536,
-    pooled_projection_dim=2048)
-PUBLISHED = {
-    **{f'facebook/DiT-XL-2-{side}': dict(transformer=dict(DIT_XL_2, sample_size=side // 8), vae=SD_VAE) for side in (256, 512)},
-    'stabilityai/stable-diffusion-3-medium-diffusers': dict(
-        transformer=SD3_MEDIUM, vae=dict(SD_VAE, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False),
-        scheduler=dict(type='FlowMatchEulerDiscreteScheduler', shift=3.0))}
+FILES = ('variant', 'revision', 'dtype')  # options of DiTBackbone that are about the files of ``pretrained``
 
 
 @dataclass(frozen=True)
@@ -140,7 +126,7 @@ def without_weights(backbone):
         raise ValueError(f'the sizes of {source!r} are not known: give its folder, with --cfg-options '
                          f'model.backbone.pretrained=FOLDER, or one of {", ".join(PUBLISHED)}')
     arch = PUBLISHED[source] if source in PUBLISHED else arch_of(source)
-    return dict(backbone, pretrained=None, arch=arch)
+    return dict({key: value for key, value in backbone.items() if key not in FILES}, pretrained=None, arch=arch)
 
 
 def share_all(model):
@@ -221,6 +207,9 @@ def predict(cfg, *, batch_size=None, size=None, device='gpu'):
     share = share_all if cfg.model.backbone.get('pretrained') else lambda model: None
     with fake_parameters(mode), mock.patch('mmaselect.extract.families.dit.share_embedders', share):
         model = revert_sync_batchnorm(MODELS.build(dict(cfg.model, backbone=backbone))).train()
+        if dtype := cfg.model.backbone.get('dtype'):
+            model.backbone.dtype = dtype
+            model.backbone.extractor.family.to(getattr(torch, dtype))
     wrapper = {key: cfg.optim_wrapper[key] for key in ('optimizer', 'constructor', 'paramwise_cfg') if key in cfg.optim_wrapper}
     optimizer = build_optim_wrapper(model, dict(wrapper, type='OptimWrapper')).optimizer
     for group in optimizer.param_groups:
