@@ -5,7 +5,6 @@ import tiny
 import torch
 from PIL import Image
 
-from mmaselect.extract import seeded_noise
 from mmaselect.pictures import feature_colours, grid, masks_with_legend, principal_colours
 
 
@@ -54,7 +53,7 @@ def test_each_timestep_and_tap_is_fitted_on_all_images():
     extractor = tiny.extractor()
     images = [tiny.images(1, 16, 24), tiny.images(1, 20, 16, seed=1)]
     latents = [extractor.encoder(image) for image in images]
-    noise = [seeded_noise(latent.shape[1:], 0)[None] for latent in latents]
+    noise = [extractor.draw(latent)[0] for latent in latents]
     taps = [(1, 'hidden'), (3, 'key')]
     found = feature_colours(extractor, latents, (5, 400), taps, noise=noise)
     assert list(found) == [5, 400] and all(len(at) == 2 for at in found.values())
