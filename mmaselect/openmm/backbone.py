@@ -114,7 +114,7 @@ class DiTBackbone(BaseModule):
         self._whole = None
         if self.folds:
             whole = self.extractor.family
-            self.extractor.fold(self._check_timesteps(self.fixed or tuple(range(self.num_timesteps))))
+            self.extractor.fold(self._check_timesteps(tuple(range(self.num_timesteps)) if self.fixed is None else self.fixed))
             if self.fixed is None:
                 self.reopen(whole)
         trained = (add_lora(self.extractor, **lora) if lora is not None else [] if frozen else
@@ -238,9 +238,9 @@ class DiTBackbone(BaseModule):
 
     def _check_timesteps(self, timesteps):
         steps = len(self.extractor.process)
-        if timesteps and (len(timesteps) != self.num_timesteps or len(set(timesteps)) < len(timesteps)):
-            raise ValueError(f'timestep={_listed(timesteps)} does not name {self.num_timesteps} different timesteps, as '
-                             'num_timesteps says')
+        if len(timesteps) != self.num_timesteps or len(set(timesteps)) < len(timesteps):
+            given = timesteps[0] if len(timesteps) == 1 else list(timesteps)
+            raise ValueError(f'timestep={given} does not name {self.num_timesteps} different timesteps, as num_timesteps says')
         for t in timesteps:
             if not 0 <= t < steps:
                 raise ValueError(f'timestep={t} is not in [0, {steps - 1}], 0 the cleanest')

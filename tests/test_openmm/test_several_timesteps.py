@@ -88,15 +88,16 @@ def test_another_number_of_timesteps_is_an_error(load, source, target, has, want
         model.load_state_dict(state) if load == 'strict' else load_state_dict(model, state)
 
 
-def test_fixed_timesteps_beat_the_checkpoints_and_say_so():
-    target = backbone(timestep=[80, 90])
+def test_fixed_timesteps_beat_the_checkpoints_and_say_so(folder):
+    shipped = dict(arch=None, pretrained=folder)
+    target = backbone(timestep=[80, 90], **shipped)
     with pytest.warns(UserWarning, match='made at timestep 50, 60 and the config fixes timestep=80, 90'):
-        target.load_state_dict(backbone(timestep=[50, 60]).state_dict())
+        target.load_state_dict(backbone(timestep=[50, 60], **shipped).state_dict())
     assert target.timesteps == (80, 90)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        target.load_state_dict(backbone(timestep=[80, 90]).state_dict())
-        target.load_state_dict(backbone(num_timesteps=2).state_dict())
+        target.load_state_dict(backbone(timestep=[80, 90], **shipped).state_dict())
+        target.load_state_dict(backbone(num_timesteps=2, **shipped).state_dict())
     assert target.timesteps == (80, 90)
 
 
