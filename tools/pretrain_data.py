@@ -8,6 +8,8 @@ from PIL import Image
 from pretrain_loop import say
 from torchvision.datasets.mnist import read_image_file
 
+from mmaselect.extract.inputs import pixels
+
 
 def read_images(sources, size, crop=False):
     """All images of the folders and idx files, as uint8 (H, W, 3): resized to size x size, or as they are where crops are cut.
@@ -28,8 +30,9 @@ def read_images(sources, size, crop=False):
         before = len(images)
         for picture in pictures:
             with picture:
-                picture = picture.convert('RGB')
-                images.append(np.asarray(picture if crop else picture.resize((size, size), Image.BILINEAR)))
+                array = pixels(picture)  # (H, W, 3)
+                array = (array // 257).astype(np.uint8) if array.dtype == np.uint16 else array
+                images.append(array if crop else np.asarray(Image.fromarray(array).resize((size, size), Image.BILINEAR)))
         if len(images) == before:
             raise SystemExit(f'{source} has no PNG or JPEG files')
         say(f'{len(images) - before} images from {source}')

@@ -45,7 +45,7 @@ def to_batch(images, size=None):
 def _batch(image):
     """One image, or several on a first axis, as (B, 3, H, W) float32 in [-1, 1]."""
     if isinstance(image, Image.Image):
-        image = _pixels(image)  # (H, W, 3)
+        image = pixels(image)  # (H, W, 3)
     if isinstance(image, np.ndarray):
         image = np.ascontiguousarray(image)  # a mirrored array, such as image[..., ::-1], has negative strides
         if image.dtype == np.uint16:  # which torch knows since 2.3
@@ -72,7 +72,7 @@ def _batch(image):
     return 2 * batch.float() - 1  # (B, 3, H, W)
 
 
-def _pixels(image):
+def pixels(image):
     """A PIL image as an array (H, W, 3) of uint8 or, where it has 16 bits, uint16; ``convert('RGB')`` would clip these at 255.
 
     Raises:

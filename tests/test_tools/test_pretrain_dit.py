@@ -232,3 +232,11 @@ def test_two_processes_train_as_one(data, tmp_path):
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
     assert one['proj_out_2.weight'].abs().max() > 1e-3  # it did train
+
+
+def test_images_of_16_bits_keep_their_range(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(runs.ROOT / 'tools')
+    from pretrain_data import read_images
+    Image.fromarray(np.full((8, 8), 257 * 40, np.uint16)).save(tmp_path / 'grey.png')
+    image, = read_images([tmp_path], 8)
+    assert image.shape == (8, 8, 3) and (image == 40).all()
