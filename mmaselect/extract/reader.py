@@ -107,7 +107,8 @@ class _Block:
         listeners = {module: functools.partial(self._listen, found, module.forward, taps) for module, taps in self.inner.items()}
         with self.lock, replaced(listeners):
             try:
-                output = self.forward(*args, **kwargs)
+                with _closing_scopes():
+                    output = self.forward(*args, **kwargs)
             except _Done:
                 return None, found
         if 'hidden' in self.wanted:
@@ -135,6 +136,23 @@ class _Block:
         if value.ndim == 4:
             value = value.flatten(2).transpose(1, 2)  # (B, N, C)
         return value[:, :self.tokens] if self.kind.image == 'first' else value[:, -self.tokens:]
+
+
+@contextlib.contextmanager
+def _closing_scopes() -> Iterator[None]:
+    """Closes the scopes of a trace that are still open where a forward is left before its end.
+
+    MMEngine's counter of FLOPs opens one by a hook before each module and closes it by a hook behind it, which does not run then;
+    torch ends the process over one that is left open.
+    """
+    state = torch._C._get_tracing_state()
+    before = state.current_scope() if state else None
+    try:
+        yield
+    except _Done:
+        while state and state.current_scope() != before:
+            state.pop_scope()
+        raise
 
 
 def read(places: Sequence[tuple[nn.Module, Blocks]], taps: Sequence[tuple[int, str]], call: Callable[[], object], *, tokens: int,
@@ -175,7 +193,8 @@ def read(places: Sequence[tuple[nn.Module, Blocks]], taps: Sequence[tuple[int, s
     with lock.lock, replaced(forwards):
         handle = places[last][0].register_forward_hook(stop)  # after the block, and after what a wrapper does behind it
         try:
-            call()
+            with _closing_scopes():
+                call()
         except _Done:
             return [features[block][name] for block, name in taps]
         finally:
