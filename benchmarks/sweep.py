@@ -100,7 +100,8 @@ def work(rank, setting, processes, how, folder):
         timestep, scores, forwards = naive(extractor, pictures, candidates, setting.score)
     else:
         result = sweep(extractor, TensorImages(pictures), SelectionPolicy(
-            score=setting.score, candidates=candidates, plateau=0, num_images=len(pictures), controls=(), seed=SEED))
+            score=setting.score, candidates=candidates, plateau=0, search='grid', score_taps=None,
+            num_images=len(pictures), controls=(), seed=SEED))
         timestep, forwards = result.timestep, result.forwards
         scores = [candidate.score for candidate in result.candidates]
     seconds = time.perf_counter() - start

@@ -103,7 +103,7 @@ def seeded(cfg, seed):
     """The options that give a run its seed: weights and order of the images, and the sample that the timestep is chosen on."""
     necks = [path for path, value in compare_agreement.leaves(cfg.model.to_dict(), 'model').items()
              if path.endswith('.type') and str(value).endswith('AutoTimestepNeck')]
-    return [f'randomness.seed={seed}', *(f'{path[:-len("type")]}seed={seed}' for path in necks)]
+    return [f'randomness.seed={seed}', *(f'{path[:-len("type")]}selection.seed={seed}' for path in necks)]
 
 
 def plan(args):

@@ -70,7 +70,7 @@ def unfolded(config, state):
     """
     with torch.random.fork_rng():  # its first weights are random
         family = DiT(DiTTransformer2DModel.from_config(config))
-    family.load_state_dict(state)
+    family.to(next(iter(state.values())).dtype).load_state_dict(state)
     return family
 
 

@@ -114,9 +114,9 @@ class SelectionPolicy:
         """How many images a sample for the sweep needs."""
         return MOST_IMAGES if isinstance(self.num_images, str) else self.num_images
 
-    def taps_for(self, extractor: Extractor, score: scores.Score) -> tuple[Tap, ...]:
-        """The taps that a score judges with an extractor."""
-        if self.score_taps == 'auto' and (self.choose_tap or not score.labelled):
+    def taps_for(self, extractor: Extractor, score: scores.Score | None = None) -> tuple[Tap, ...]:
+        """The taps that a score judges with an extractor. Those that one is chosen of are the same for every score."""
+        if self.score_taps == 'auto' and (self.choose_tap or score is None or not score.labelled):
             return upper_taps(extractor.family, tuple(TAPS) if self.choose_tap else ('value',))
         return extractor.taps if self.score_taps is None or isinstance(self.score_taps, str) else resolve(
             self.score_taps, extractor.family.depth)

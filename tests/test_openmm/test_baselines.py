@@ -1,7 +1,6 @@
 """Every baseline config fits together as shipped, differs from ours in the backbone alone, and runs a step on tiny data."""
 import importlib
 import math
-import runpy
 
 import layouts
 import numpy as np
@@ -148,23 +147,31 @@ def pretrained(data, tmp_path_factory):
     return file, folder, runner
 
 
-def test_mae_reads_the_images_that_the_dit_was_pretrained_on(pretrained, data):
+def test_mae_reads_the_images_that_the_dit_was_pretrained_on(pretrained, data, monkeypatch):
+    monkeypatch.syspath_prepend(runs.ROOT / 'tools')
+    from pretrain_data import read_images, to_tensor
     _, folder, runner = pretrained
-    dit = runpy.run_path(str(runs.ROOT / 'tools' / 'pretrain_dit.py'))
-    images = dit['read_images']([folder / 'img_dir' / 'pretrain', data / 'fashion_mnist' / 'train-images-idx3-ubyte'], 64)
+    images = read_images([folder / 'img_dir' / 'pretrain', data / 'fashion_mnist' / 'train-images-idx3-ubyte'], 64)
     dataset = runner.train_dataloader.dataset
     batch = default_collate([dataset[index] for index in range(len(dataset))])
-    torch.testing.assert_close(runner.model.data_preprocessor(batch)['inputs'].cpu(), dit['to_tensor'](images))
+    torch.testing.assert_close(runner.model.data_preprocessor(batch)['inputs'].cpu(), to_tensor(images))
 
 
-def test_mae_of_photographs_gives_the_frozen_baseline_its_weights(data, tmp_path):
+@pytest.fixture(scope='module')
+def photographs(data, tmp_path_factory):
+    """The file of an encoder that was pretrained on photographs for two steps."""
+    folder = tmp_path_factory.mktemp('photographs')
     runner = trained(PHOTOGRAPHS, {
         'train_dataloader.dataset.data_root': str(data / 'cifar10'), 'train_dataloader.batch_size': 4, 'train_cfg.max_iters': 2,
-        'default_hooks.checkpoint.interval': 2, 'default_hooks.logger.interval': 1}, tmp_path)
+        'default_hooks.checkpoint.interval': 2, 'default_hooks.logger.interval': 1}, folder)
     assert math.isfinite(runner.message_hub.log_scalars['train/loss'].current())
-    runs.run_here(PUBLISH, tmp_path / 'iter_2.pth', tmp_path / 'mae.pth')
+    runs.run_here(PUBLISH, folder / 'iter_2.pth', folder / 'mae.pth')
+    return folder / 'mae.pth'
+
+
+def test_mae_of_photographs_gives_the_frozen_baseline_its_weights(photographs):
     backbone = MODELS.build(Config.fromfile(BASELINES['mae_frozen_cifar10']).model.backbone)
-    assert load(tmp_path / 'mae.pth').keys() == backbone.state_dict().keys()
+    assert load(photographs).keys() == backbone.state_dict().keys()
 
 
 def test_mae_sees_as_many_images_as_the_dit_did():
@@ -177,7 +184,8 @@ def test_mae_sees_as_many_images_as_the_dit_did():
 def test_trains_and_validates(name, data, tmp_path, request, evaluated):
     changes = {}
     if name.startswith('mae'):
-        file = request.getfixturevalue('pretrained')[0]
+        file = (request.getfixturevalue('photographs') if name.endswith(('cifar10', 'camvid')) else
+                request.getfixturevalue('pretrained')[0])
         changes = {'model.backbone.init_cfg.checkpoint': str(file)}
     runner = trained(BASELINES[name], tiny(name, data, changes), tmp_path)
     assert runner.iter == 1
