@@ -334,7 +334,7 @@ def test_progress(compare, tmp_path):
 
 def test_seeds_reach_the_neck_wherever_it_is(compare):
     cfg = Config(dict(model=dict(neck=[dict(type='A'), dict(type='mmaselect.AutoTimestepNeck')])))
-    assert compare.seeded(cfg, 3) == ['randomness.seed=3', 'model.neck.1.seed=3']
+    assert compare.seeded(cfg, 3) == ['randomness.seed=3', 'model.neck.1.selection.seed=3']
 
 
 # Swapped twins
