@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from mmaselect.files import atomic
 from mmaselect.openmm import inherit, swap
-from mmaselect.openmm.launch import type_name
+from mmaselect.openmm.configs import type_name
 from mmaselect.openmm.swap import TOOLBOXES, SwapError, heads
 
 OUT = Path(__file__).parent / 'results' / 'zoo.csv.gz'

@@ -30,6 +30,7 @@ from compare import RunError, call, load_config, progress
 from mmengine.registry import MODELS, init_default_scope
 from tqdm import tqdm
 
+from mmaselect.extract.fingerprint import add_weights
 from mmaselect.extract.shards import Cache, write
 from mmaselect.files import atomic
 from mmaselect.openmm import AutoTimestepHook, AutoTimestepNeck, DiTBackbone, launch
@@ -219,9 +220,7 @@ def datasets_of(cfg):
 def fingerprint(module):
     """A hash of a module's weights."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    add_weights(digest, module.state_dict())
     return digest.hexdigest()
 
 

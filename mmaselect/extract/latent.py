@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .fingerprint import add_weights
 from .vae import adapter
 
 # Images of more pixels than this go through the VAE in parts: its first feature maps have the images' own size.
@@ -136,10 +137,8 @@ class LatentEncoder(nn.Module):
         statistics = [value.tolist() if isinstance(value, torch.Tensor) else value for value in self.adapter.statistics(self.vae)]
         about = type(self.vae).__name__, statistics, self.token_stride, str(self.vae.dtype)
         digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
-        for name, value in sorted(self.vae.state_dict().items()):
-            if name.startswith(('encoder.', 'quant_conv.')):  # not the decoder, which may be gone
-                digest.update(name.encode())
-                digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        add_weights(digest, {name: value for name, value in self.vae.state_dict().items()
+                             if name.startswith(('encoder.', 'quant_conv.'))})  # not the decoder, which may be gone
         return digest.hexdigest()
 
     def _check_values(self, images):

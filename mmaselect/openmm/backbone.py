@@ -17,7 +17,7 @@ from mmaselect.extract.lora import add_lora
 from mmaselect.extract.shards import check_vae
 from mmaselect.registry import MODELS
 
-from .frozen import Reference, Shared, leave_out_frozen, load_weights
+from .frozen import Reference, Shared, leave_out_frozen, listed, load_weights
 
 
 @MODELS.register_module()
@@ -263,15 +263,11 @@ class DiTBackbone(BaseModule):
                              f'its taps in the config: set backbone.taps={list(taps)}')
         stored = tuple(t for t in self.timestep.reshape(-1).tolist() if t >= 0)
         if self.fixed is not None and stored not in ((), self.fixed):
-            warnings.warn(f'the checkpoint was made at timestep {_listed(stored)} and the config fixes '
-                          f'timestep={_listed(self.fixed)}, which is used', stacklevel=2)
+            warnings.warn(f'the checkpoint was made at timestep {listed(stored)} and the config fixes '
+                          f'timestep={listed(self.fixed)}, which is used', stacklevel=2)
         load_weights(self, state_dict, f'{prefix}extractor.', reference, stored, self.fixed or stored)
         self.extractor.set_taps(taps)
 
 
 def _several(timestep):
     return tuple(timestep) if isinstance(timestep, (list, tuple)) else (timestep,)
-
-
-def _listed(timesteps):
-    return ', '.join(map(str, timesteps))

@@ -99,7 +99,7 @@ def load_weights(backbone: Any, state: dict[str, Tensor], prefix: str, reference
     dit = {name.removeprefix('family.'): value for name, value in given.items() if name.startswith('family.')}
     folded = is_folded(dit)
     if folded and (not backbone.folds or stored != wanted):
-        raise ValueError(f'the checkpoint has a DiT that is folded at timestep {_listed(stored)}, which cannot be undone: it '
+        raise ValueError(f'the checkpoint has a DiT that is folded at timestep {listed(stored)}, which cannot be undone: it '
                          'runs at that timestep alone, with backbone.fold=True: leave backbone.timestep open')
     if reference is not None and extractor.state_dict().keys() - given.keys():
         reference.check(backbone.reference)
@@ -135,5 +135,6 @@ def _check_shapes(wanted, found):
                              f'size: {name} should be {tuple(value.shape)} and is {shape}')
 
 
-def _listed(timesteps):
+def listed(timesteps: tuple[int, ...]) -> str:
+    """Timesteps for a message."""
     return ', '.join(map(str, timesteps)) or 'unknown'

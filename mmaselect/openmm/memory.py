@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_flatten
 from mmaselect.extract.latent import LatentEncoder
 from mmaselect.extract.loading import arch_of
 
-from .launch import merge_data_preprocessor, nodes
+from .configs import merge_data_preprocessor, nodes
 from .published import PUBLISHED
 
 FILES = ('variant', 'revision', 'dtype')  # options of DiTBackbone that are about the files of ``pretrained``

@@ -16,7 +16,7 @@ from mmengine.registry import DefaultScope
 from mmaselect.extract import resolve
 from mmaselect.extract.sizes import Sizes, sizes
 
-from .launch import nodes, type_name
+from .configs import nodes, type_name
 from .outline import SwapError, built, heads, image_size, importable, outline, readers, several, without_weights
 
 TOOLBOXES = {'EncoderDecoder': 'mmseg', 'CascadeEncoderDecoder': 'mmseg', 'ImageClassifier': 'mmpretrain'}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mmaselect.extract.noise import mix
 from mmaselect.selection import SelectionPolicy
 
-from .launch import type_name
+from .configs import type_name
 
 
 class Sample(torch.utils.data.Dataset):

@@ -26,6 +26,9 @@ A family that is conditioned on text has a null condition too, the empty prompt:
 - ``encoded``: which of these tensors the pipeline's ``encode_prompt`` returns in each place, None for what is not needed; or
   ``encode_null(pipeline, device)``, where the empty prompt has to be asked for in another way.
 
+What several need is in ``base``: ``pack`` and ``unpack`` of 2 x 2 latent pixels, ``negative_prompt`` and ``unpadded`` for null
+conditions, and ``Family.check_grid`` where there are positions for so many tokens alone.
+
 ``folded_dit.FoldedDiT`` is a family too, but for a fixed set of ``timesteps``, and walks its blocks itself.
 """
 import importlib

@@ -4,9 +4,31 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .. import reader
+
+
+def unpadded(embeds: torch.Tensor, mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The null condition of a prompt (1, L, D_text) whose padding a mask (1, L) leaves out."""
+    return {'prompt_embeds': embeds if mask is None else embeds[:, mask[0].bool()]}  # (1, L', D_text)
+
+
+def negative_prompt(pipeline, device: torch.device | str) -> dict[str, torch.Tensor]:
+    """The null condition of pipelines whose empty prompt is their negative one, without its padding; an ``encode_null``."""
+    _, _, embeds, mask = pipeline.encode_prompt('', negative_prompt='', device=device)
+    return unpadded(embeds, mask)
+
+
+def pack(latent: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, H, W) -> tokens of 2 x 2 latent pixels (B, H/2 * W/2, 4 C)."""
+    return F.pixel_unshuffle(latent, 2).flatten(2).transpose(1, 2)
+
+
+def unpack(tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Undoes ``pack``: tokens (B, H/2 * W/2, 4 C) -> latents (B, C, H, W) of this ``size``."""
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, [side // 2 for side in size]), 2)
 
 
 class Family(nn.Module):
@@ -60,6 +82,14 @@ class Family(nn.Module):
     def inputs(self, noisy: torch.Tensor, time: torch.Tensor) -> dict:
         """The arguments of the model's forward for noisy latents (B, C, H, W) at times (B,), float32, of the scheduler."""
         raise NotImplementedError
+
+    def check_grid(self, size: Sequence[int], most: Sequence[int]) -> None:
+        """Raises ValueError where latents of this ``size`` have more tokens (h, w) than there are positions, ``most``."""
+        grid = [side // self.patch_size for side in size]
+        if any(side > limit for side, limit in zip(grid, most, strict=True)):
+            raise ValueError(f'{grid[0]} x {grid[1]} tokens are more than the {most[0]} x {most[1]} positions that this '
+                             f"{type(self).__name__} has: cut the images, for instance with test_cfg=dict(mode='slide', ...), or "
+                             'shrink them')
 
     def overrides(self) -> dict[nn.Module, Callable]:
         """Functions that are called in place of the ``forward`` of some of the model's modules."""

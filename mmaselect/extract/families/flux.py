@@ -7,10 +7,9 @@ the model was trained without a mask.
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 
 from ..reader import Blocks, names
-from .base import Family
+from .base import Family, pack, unpack
 
 GUIDANCE = 3.5  # the pipeline's default, which dev was distilled to be given
 
@@ -46,11 +45,10 @@ class Flux(Family, wraps='FluxTransformer2DModel'):
         ids[..., 2] = torch.arange(width, device=noisy.device)
         prompt = self.null_prompt_embeds.expand(len(noisy), -1, -1)  # (B, L, D_text)
         guidance = torch.full_like(time, GUIDANCE) if self.config.guidance_embeds else None
-        return dict(hidden_states=F.pixel_unshuffle(noisy, 2).flatten(2).transpose(1, 2),  # (B, h * w, 4 C)
+        return dict(hidden_states=pack(noisy),  # (B, h * w, 4 C)
                     timestep=time / 1000, guidance=guidance, encoder_hidden_states=prompt,
                     pooled_projections=self.null_pooled_prompt_embeds.expand(len(noisy), -1),
                     img_ids=ids.flatten(0, 1), txt_ids=ids.new_zeros(prompt.shape[1], 3))
 
     def unpack(self, output: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        grid = [side // 2 for side in size]
-        return F.pixel_shuffle(output.transpose(1, 2).unflatten(2, grid), 2)  # (B, C, H, W)
+        return unpack(output, size)  # (B, C, H, W)

@@ -4,7 +4,7 @@
 pipeline's negative one; its padding is left out, as the mask leaves it out.
 """
 from ..reader import Blocks, names
-from .base import Family
+from .base import Family, negative_prompt
 
 FUSED = 'attention.img_qkv_proj'  # queries, keys and values by one layer
 
@@ -14,6 +14,7 @@ class PRX(Family, wraps='PRXTransformer2DModel'):
     kinds = (Blocks('blocks', names('attention', query=(FUSED, 0), key=(FUSED, 1), value=(FUSED, 2), modulated=FUSED,
                                     mlp='down_proj')),)
     null_tokens = 1
+    encode_null = staticmethod(negative_prompt)
 
     def __init__(self, model, null=None):
         super().__init__(model, null)
@@ -22,11 +23,6 @@ class PRX(Family, wraps='PRXTransformer2DModel'):
     @staticmethod
     def null_shapes(config, tokens):
         return {'prompt_embeds': (1, tokens, config.context_in_dim)}
-
-    @classmethod
-    def encode_null(cls, pipeline, device):
-        _, _, embeds, mask = pipeline.encode_prompt('', device=device, negative_prompt='')
-        return {'prompt_embeds': embeds if mask is None else embeds[:, mask[0].bool()]}  # (1, L, D_text)
 
     def inputs(self, noisy, time):
         return dict(hidden_states=noisy, timestep=time / 1000,

@@ -8,10 +8,9 @@ import inspect
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 
 from ..reader import Blocks, names
-from .base import Family
+from .base import Family, pack, unpack, unpadded
 
 
 class QwenImage(Family, wraps='QwenImageTransformer2DModel'):
@@ -42,12 +41,12 @@ class QwenImage(Family, wraps='QwenImageTransformer2DModel'):
     @classmethod
     def encode_null(cls, pipeline, device):
         embeds, mask = pipeline.encode_prompt('', device=device)
-        return {'prompt_embeds': embeds if mask is None else embeds[:, mask[0].bool()]}  # (1, L, D_text)
+        return unpadded(embeds, mask)
 
     def inputs(self, noisy, time):
         height, width = (side // 2 for side in noisy.shape[-2:])
         prompt = self.null_prompt_embeds.expand(len(noisy), -1, -1)  # (B, L, D_text)
-        made = dict(hidden_states=F.pixel_unshuffle(noisy, 2).flatten(2).transpose(1, 2),  # (B, h * w, 4 C)
+        made = dict(hidden_states=pack(noisy),  # (B, h * w, 4 C)
                     timestep=time / 1000, encoder_hidden_states=prompt, img_shapes=[[(1, height, width)]] * len(noisy))
         if 'txt_seq_lens' in inspect.signature(self.model.forward).parameters:  # diffusers before 0.37
             made.update(txt_seq_lens=[prompt.shape[1]] * len(noisy),
@@ -55,5 +54,4 @@ class QwenImage(Family, wraps='QwenImageTransformer2DModel'):
         return made
 
     def unpack(self, output: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        grid = [side // 2 for side in size]
-        return F.pixel_shuffle(output.transpose(1, 2).unflatten(2, grid), 2)  # (B, C, H, W)
+        return unpack(output, size)  # (B, C, H, W)

@@ -5,7 +5,7 @@ are those of ``AutoencoderDC``, one token for 32 x 32 pixels. The empty prompt i
 out, as the mask leaves it out.
 """
 from ..reader import Blocks, names
-from .base import Family
+from .base import Family, negative_prompt
 
 
 class Sana(Family, wraps='SanaTransformer2DModel'):
@@ -16,6 +16,7 @@ class Sana(Family, wraps='SanaTransformer2DModel'):
     """
     kinds = (Blocks('transformer_blocks', names('attn1')),)
     null_tokens = 1
+    encode_null = staticmethod(negative_prompt)
 
     def __init__(self, model, null=None):
         super().__init__(model, null)
@@ -27,11 +28,6 @@ class Sana(Family, wraps='SanaTransformer2DModel'):
     @staticmethod
     def null_shapes(config, tokens):
         return {'prompt_embeds': (1, tokens, config.caption_channels)}
-
-    @classmethod
-    def encode_null(cls, pipeline, device):
-        _, _, embeds, mask = pipeline.encode_prompt('', negative_prompt='', device=device)
-        return {'prompt_embeds': embeds[:, mask[0].bool()]}  # (1, L, D_text)
 
     def inputs(self, noisy, time):
         return dict(hidden_states=noisy, timestep=time * self.config.get('timestep_scale', 1),

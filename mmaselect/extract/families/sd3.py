@@ -22,11 +22,8 @@ class SD3(Family, wraps='SD3Transformer2DModel'):
                 'pooled_prompt_embeds': (1, config.pooled_projection_dim)}
 
     def inputs(self, noisy, time):
-        most = self.config.pos_embed_max_size
-        height, width = (side // self.patch_size for side in noisy.shape[-2:])
-        if most and max(height, width) > most:
-            raise ValueError(f'{height} x {width} tokens are more than the {most} x {most} positions that this SD3 has: cut the '
-                             "images, for instance with test_cfg=dict(mode='slide', ...), or shrink them")
+        if most := self.config.pos_embed_max_size:
+            self.check_grid(noisy.shape[-2:], (most, most))
         return dict(hidden_states=noisy, timestep=time,
                     encoder_hidden_states=self.null_prompt_embeds.expand(len(noisy), -1, -1),  # (B, L, D_text)
                     pooled_projections=self.null_pooled_prompt_embeds.expand(len(noisy), -1))

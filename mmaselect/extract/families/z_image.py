@@ -31,11 +31,7 @@ class ZImage(Family, wraps='ZImageTransformer2DModel'):
         return {'prompt_embeds': embeds[0][None]}  # (1, L, D_text), the chat template of an empty message
 
     def inputs(self, noisy, time):
-        most = self.config.axes_lens[1:]
-        grid = [side // self.patch_size for side in noisy.shape[-2:]]
-        if any(side > limit for side, limit in zip(grid, most, strict=True)):
-            raise ValueError(f'{grid[0]} x {grid[1]} tokens are more than the {most[0]} x {most[1]} positions that this Z-Image '
-                             "has: cut the images, for instance with test_cfg=dict(mode='slide', ...), or shrink them")
+        self.check_grid(noisy.shape[-2:], self.config.axes_lens[1:])
         return dict(x=list(noisy[:, :, None]),  # B times (C, 1, H, W)
                     t=(1000 - time) / 1000, cap_feats=list(self.null_prompt_embeds.expand(len(noisy), -1, -1)),
                     patch_size=self.patch_size)
