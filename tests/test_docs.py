@@ -13,6 +13,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import by_hand
 import pytest
 import runs
 import tiny
@@ -20,7 +21,7 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from mmaselect.openmm import launch
-from mmaselect.selection import scores
+from mmaselect.selection import SelectionResult, scores
 
 PAGES = [runs.ROOT / 'README.md', runs.ROOT / 'CONTRIBUTING.md', *sorted((runs.ROOT / 'docs').glob('*.md'))]
 SHELL = ('', 'bash', 'sh', 'shell', 'console')
@@ -153,7 +154,9 @@ def test_the_swap_of_the_readme_trains(base, data, tmp_path, monkeypatch, evalua
     launch.prepare(cfg)
     runner = launch.build_runner(cfg)
     runner.train()
-    assert runner.iter == 1 and runner.model.backbone.chosen in (40, 150, 600)
+    result = SelectionResult.load(tmp_path / 'run' / 'timestep_selection.json')
+    assert [c.timestep for c in result.candidates] == [40, 150, 600]
+    assert runner.iter == 1 and runner.model.backbone.chosen == result.timestep == by_hand.choice(result)
     logged = runner.message_hub.log_scalars['val/mIoU' if toolbox == 'mmseg' else 'val/accuracy/top1'].current()
     assert logged == pytest.approx(evaluated.metric(), abs=0.006)
     assert not any(p.requires_grad for p in runner.model.backbone.parameters())
