@@ -190,7 +190,7 @@ class SelectionResult:
             data.setdefault('timesteps', [data['timestep']])  # files from when there was one
             # And from when each image had a draw of its own, and the highest score was taken.
             data = {**dict(noise='random', noise_seed=0, steps=None, draws=1, failures={},
-                           policy=dict(plateau=data.get('plateau', 0.0), seed=data.get('seed'))), **data}
+                           policy=dict(plateau=0.0) | {key: data[key] for key in ('plateau', 'seed') if key in data}), **data}
             for c in data['candidates']:
                 c.setdefault('num_images', data['num_images'])
                 if c['log_snr'] is None:

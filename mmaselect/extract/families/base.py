@@ -15,9 +15,9 @@ def unpadded(embeds: torch.Tensor, mask: torch.Tensor | None) -> dict[str, torch
     return {'prompt_embeds': embeds if mask is None else embeds[:, mask[0].bool()]}  # (1, L', D_text)
 
 
-def negative_prompt(pipeline, device: torch.device | str) -> dict[str, torch.Tensor]:
+def negative_prompt(pipeline, device: torch.device | str, **options) -> dict[str, torch.Tensor]:
     """The null condition of pipelines whose empty prompt is their negative one, without its padding; an ``encode_null``."""
-    _, _, embeds, mask = pipeline.encode_prompt('', negative_prompt='', device=device)
+    _, _, embeds, mask = pipeline.encode_prompt('', negative_prompt='', device=device, **options)
     return unpadded(embeds, mask)
 
 
