@@ -28,7 +28,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import compare_agreement
 import compare_table
 from mmengine.config import Config
 from tqdm import tqdm
@@ -39,6 +38,11 @@ from mmaselect.openmm import inherit, launch, swap
 TOOLS = Path(__file__).resolve().parent
 PROGRESS = re.compile(r'(?:Iter|Epoch)\(\w+\)(?: *\[[ \d/]+\])+(?:.*?eta: [\d:]+)?|timestep sweep: +\d+%')
 PAUSE = 1.0  # seconds between two looks at a process
+# Of the configs that test on the same data, these settings should agree, except for those that a backbone brings with it or
+# that change the speed alone.
+SHARED = ('train_dataloader', 'test_dataloader', 'test_evaluator', 'optim_wrapper', 'param_scheduler', 'train_cfg',
+          'model.decode_head', 'model.auxiliary_head', 'model.head', 'model.test_cfg')
+OWN = {'in_channels', 'in_index', 'c1_in_channels', 'num_workers', 'persistent_workers', 'pin_memory', 'val_interval'}
 
 
 class RunError(Exception):
@@ -61,7 +65,7 @@ class Run:
 
     @property
     def data(self):
-        return compare_agreement.data_of(self.cfg)
+        return data_of(self.cfg)
 
     @property
     def log(self):
@@ -90,6 +94,50 @@ class Run:
             part.write_text(json.dumps(self.record, indent=1) + '\n')
 
 
+# What configs should have in common
+
+
+def leaves(node, path=''):
+    """Dotted path -> value of every setting in a tree of dicts and lists; None counts as absent."""
+    if not isinstance(node, (dict, list, tuple)):
+        return {} if node is None else {path: node}
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    return {key: value for name, child in items for key, value in leaves(child, f'{path}.{name}'.lstrip('.')).items()}
+
+
+def differences(one, other):
+    """Of two configs, what should agree and does not: [(dotted path, value, value)]; None where one lacks the setting."""
+    both = [{path: value for path, value in leaves(cfg.to_dict()).items()
+             if path.startswith(SHARED) and not OWN & set(path.split('.'))} for cfg in (one, other)]
+    paths = dict.fromkeys([*both[0], *both[1]])
+    return [(path, both[0].get(path), both[1].get(path)) for path in paths if both[0].get(path) != both[1].get(path)]
+
+
+def data_of(cfg):
+    """The name of the data that a config tests on: that of its folder, else of its class.
+
+    Raises:
+        ValueError: There is none, as in a pretraining.
+    """
+    if cfg.get('test_dataloader') is None:
+        raise ValueError(f'{cfg.filename} has no test_dataloader, so there is nothing to compare it by')
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return Path(dataset.get('data_root') or launch.type_name(dataset)).name
+
+
+def warnings_about(cfgs):
+    """A sentence for every config that differs from the first one on the same data."""
+    first, sentences = {}, []
+    for name, cfg in cfgs.items():
+        other = first.setdefault(data_of(cfg), name)
+        found = [f'{path} ({theirs!r}, not {ours!r})' for path, ours, theirs in differences(cfgs[other], cfg)]
+        if found:
+            sentences.append(f'{name} differs from {other} in {", ".join(found)}')
+    return sentences
+
+
 # All that is to be run
 
 
@@ -101,7 +149,7 @@ def load_config(path, options):
 
 def seeded(cfg, seed):
     """The options that give a run its seed: weights and order of the images, and the sample that the timestep is chosen on."""
-    necks = [path for path, value in compare_agreement.leaves(cfg.model.to_dict(), 'model').items()
+    necks = [path for path, value in leaves(cfg.model.to_dict(), 'model').items()
              if path.endswith('.type') and str(value).endswith('AutoTimestepNeck')]
     return [f'randomness.seed={seed}', *(f'{path[:-len("type")]}selection.seed={seed}' for path in necks)]
 
@@ -118,7 +166,7 @@ def plan(args):
         if Path(config).stem in cfgs:
             raise ValueError(f'two configs are called {Path(config).stem}, and runs are kept by that name: rename one')
         cfgs[Path(config).stem] = load_config(config, args.cfg_options)
-    warnings = compare_agreement.warnings_about(cfgs)
+    warnings = warnings_about(cfgs)
     launch.check_writable(args.work_dir)
     runs = []
     for seed in dict.fromkeys(args.seeds):
@@ -294,7 +342,7 @@ def main():
             except RunError as error:
                 failures.append(f'{run.name}, seed {run.seed}: {error}; see {run.log}')
             try:
-                table = compare_table.write(out, runs, args.metrics, warnings, failures)
+                table = compare_table.write_runs(out, runs, args.metrics, warnings, failures)
             except ValueError as error:
                 parser.error(str(error))
             bar.update(run not in done)

@@ -8,6 +8,7 @@ ITERATIONS = 100  # of L-BFGS at most
 MOST = 100_000  # cells of masks that a head is fitted to: a random choice of them where there are more
 FOLDS, CROSS = 5, 200  # up to so many samples all folds are held out in turn, and above one
 TOGETHER = 32  # masks that are compared at a time
+DETAIL = 4  # parts of a cell along each side that a head for masks predicts
 
 
 def standardise(features):
@@ -116,3 +117,16 @@ def segment(train, masks, test, truth, classes, detail):
         matrix += torch.bincount(mask[seen].long() * classes + said[seen], minlength=classes**2).view(classes, classes)
     union = matrix.sum(0) + matrix.sum(1) - matrix.diag()
     return (100 * (matrix.diag() / union.clamp_min(1))[union > 0].double().mean()).item()
+
+
+def score(train, labels, test, truth, classes):
+    """Accuracy of a head on vectors (N, F) or mean IoU of one on maps (N, D, h, w)."""
+    if train.ndim == 2:
+        return classify(train.float(), labels, test.float(), truth, classes)
+    return segment(train, labels, test, truth, classes, DETAIL)
+
+
+def svm(train, labels, test, truth):
+    """Accuracy of scikit-learn's RBF SVM of C=10."""
+    from sklearn.svm import SVC
+    return 100 * SVC(C=10, gamma='scale').fit(train.numpy(), labels.numpy()).score(test.numpy(), truth.numpy())

@@ -21,23 +21,21 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import compare_agreement
 import compare_heads
-import compare_rows
+import compare_table
 import numpy as np
 import torch
-from compare import RunError, call, load_config, progress
+from compare import RunError, call, data_of, load_config, progress
 from mmengine.registry import MODELS, init_default_scope
 from tqdm import tqdm
 
-from mmaselect.extract.fingerprint import add_weights
+from mmaselect.extract.fingerprint import hash_of
 from mmaselect.extract.shards import Cache, write
 from mmaselect.files import atomic
 from mmaselect.openmm import AutoTimestepHook, AutoTimestepNeck, DiTBackbone, launch
 from mmaselect.openmm.cache_source import SplitImages, dataset_of
 from mmaselect.openmm.modules import find_module
 
-DETAIL = 4  # parts of a cell along each side that a head for masks predicts
 PIXELS = 32  # raw pixels are of images reduced to at most so many along each side
 SVM_LABELS = 10_000  # up to which the SVM is trained
 
@@ -181,25 +179,13 @@ def parts_of(args, cfg):
     return wanted, dict(train=places, test=list(range(min(args.test_images or tested, tested)))), size
 
 
-def score(cfg, train, labels, test, truth):
-    """Accuracy of a head on vectors or mean IoU of one on maps."""
-    classes = classes_of(cfg)
-    if train.ndim == 2:
-        return compare_heads.classify(train.float(), labels, test.float(), truth, classes)
-    return compare_heads.segment(train, labels, test, truth, classes, DETAIL)
-
-
-def head_of(cfg):
-    return cfg.model.get('head') or cfg.model.decode_head
-
-
 def classes_of(cfg):
-    return head_of(cfg).num_classes
+    return (cfg.model.get('head') or cfg.model.decode_head).num_classes
 
 
 def parameters_of(cfg, width):
     """Trained parameters of a linear head on ``width`` channels."""
-    return (width + 1) * classes_of(cfg) * (1 if 'head' in cfg.model else DETAIL**2)
+    return (width + 1) * classes_of(cfg) * (1 if 'head' in cfg.model else compare_heads.DETAIL**2)
 
 
 def runner_of(config, options, work_dir):
@@ -217,18 +203,12 @@ def datasets_of(cfg):
     return repr([cfg[f'{split}_dataloader'].dataset for split in ('train', 'test')])
 
 
-def fingerprint(module):
-    """A hash of a module's weights."""
-    digest = hashlib.blake2b(digest_size=16)
-    add_weights(digest, module.state_dict())
-    return digest.hexdigest()
-
-
 def measure_frozen(args, config, runner, results):
     """The methods of a config with a frozen backbone: its own timestep and the others that are asked for."""
     cfg, model = runner.cfg, runner.model.eval()
     backbone, name = model.backbone, Path(config).stem
-    timesteps, methods, made = [None], [], dict(model=repr(cfg.model), weights=fingerprint(backbone), data=datasets_of(cfg))
+    made = dict(model=repr(cfg.model), weights=hash_of(backbone.state_dict()), data=datasets_of(cfg))
+    timesteps, methods = [None], []
     if isinstance(backbone, DiTBackbone):
         timesteps = [list(backbone.timesteps)]
         if backbone.chosen is None:
@@ -243,7 +223,7 @@ def measure_frozen(args, config, runner, results):
                         None if ts == [None] else ts, parameters_of(cfg, train[0, 0].shape[0]), extraction)
         def compute(count, seed, number=number):
             rows = [where[place] for place in sample(count, seed, size)]
-            return score(cfg, train[rows, number], labels[rows], test[:, number], truth)
+            return compare_heads.score(train[rows, number], labels[rows], test[:, number], truth, classes_of(cfg))
         methods.append(fill(method, wanted, results, compute, config=name, key=key, timestep=ts))
     return methods
 
@@ -286,9 +266,8 @@ def train_and_test(config, folder, options):
 
 def measure_pixels(args, config, runner, results):
     """Raw pixels of the config's images: a logistic regression and, of not too many, an SVM."""
-    cfg, model = runner.cfg, runner.model
+    cfg, model, data = runner.cfg, runner.model, data_of(runner.cfg)
     model.backbone, model.neck = Pixels(), AutoTimestepNeck(3, output='vector', pool='grid', grid=PIXELS)
-    data = compare_agreement.data_of(cfg)
     wanted, parts, size = parts_of(args, cfg)
     found, _, key = features(args, cfg, model, parts, f'pixels_{data}', [None], dict(model='pixels', data=datasets_of(cfg)),
                              results)
@@ -297,11 +276,12 @@ def measure_pixels(args, config, runner, results):
     rows = {(count, seed): [where[place] for place in sample(count, seed, size)]
             for count, seeds in wanted.items() for seed in seeds}
     linear = Method('raw pixels, logistic regression', None, trained=parameters_of(cfg, train.shape[1]))
-    fill(linear, wanted, results, lambda *which: score(cfg, train[rows[which]], labels[rows[which]], test, truth), key=key,
-         kind='linear')
+    fill(linear, wanted, results, lambda *which: compare_heads.score(
+        train[rows[which]], labels[rows[which]], test, truth, classes_of(cfg)), key=key, kind='linear')
     few = {count: seeds for count, seeds in wanted.items() if (count or size) <= SVM_LABELS}
     kernel = Method('raw pixels, RBF SVM', None)
-    fill(kernel, few, results, lambda *which: svm(train[rows[which]], labels[rows[which]], test, truth), key=key, kind='svm')
+    fill(kernel, few, results, lambda *which: compare_heads.svm(train[rows[which]], labels[rows[which]], test, truth),
+         key=key, kind='svm')
     return [linear, kernel]
 
 
@@ -310,12 +290,6 @@ class Pixels(torch.nn.Module):
 
     def forward(self, images):
         return (images, )
-
-
-def svm(train, labels, test, truth):
-    """Accuracy of scikit-learn's RBF SVM of C=10."""
-    from sklearn.svm import SVC
-    return 100 * SVC(C=10, gamma='scale').fit(train.numpy(), labels.numpy()).score(test.numpy(), truth.numpy())
 
 
 # The command line
@@ -347,7 +321,8 @@ def main():
     out = args.out or args.work_dir / 'compare.json'
     try:
         cfgs = {config: load_config(config, args.cfg_options) for config in args.configs}
-        if len({compare_agreement.data_of(cfg) for cfg in cfgs.values()}) > 1:
+        data, *others = {data_of(cfg) for cfg in cfgs.values()}
+        if others:
             raise ValueError('the configs are not on the same data: give those of one, and the same --out for the next')
         launch.check_writable(args.work_dir)
         launch.check_writable(out.parent, 'the folder', '--out')
@@ -355,8 +330,8 @@ def main():
         parser.error(str(error))
     torch.manual_seed(0)
     np.random.seed(0)
-    results, methods, failures = Results(args.work_dir / 'results.json'), [], []
-    first = next(iter(cfgs.values()))
+    metric = 'accuracy' if 'head' in cfgs[args.configs[0]].model else 'mIoU'
+    results, methods, failures, table = Results(args.work_dir / 'results.json'), [], [], None
     for config, cfg in cfgs.items():
         try:
             runner = runner_of(config, [*args.cfg_options, *unfolded(cfg)], args.work_dir / Path(config).stem)
@@ -368,8 +343,9 @@ def main():
         except RunError as error:
             failures.append(f'{config}: {error}')
             continue
-        table = compare_rows.write(out, first, methods, args.note)
-    print(f'\n{table}\nwrote {out} and {out.with_suffix(".md").name}')
+        table = compare_table.write_labels(out, data, metric, methods, args.note)
+    if table:
+        print(f'\n{table}\nwrote {out} and {out.with_suffix(".md").name}')
     if failures:
         parser.exit(1, ''.join(f'failed: {failure}\n' for failure in failures))
 

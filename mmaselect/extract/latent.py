@@ -1,5 +1,4 @@
 """Images to latents: padding, the frozen VAE encoder, and the checks that catch a wrong data_preprocessor."""
-import hashlib
 import math
 import warnings
 
@@ -7,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .fingerprint import add_weights
+from .fingerprint import hash_of
 from .vae import adapter
 
 # Images of more pixels than this go through the VAE in parts: its first feature maps have the images' own size.
@@ -136,10 +135,8 @@ class LatentEncoder(nn.Module):
             return None
         statistics = [value.tolist() if isinstance(value, torch.Tensor) else value for value in self.adapter.statistics(self.vae)]
         about = type(self.vae).__name__, statistics, self.token_stride, str(self.vae.dtype)
-        digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
-        add_weights(digest, {name: value for name, value in self.vae.state_dict().items()
-                             if name.startswith(('encoder.', 'quant_conv.'))})  # not the decoder, which may be gone
-        return digest.hexdigest()
+        return hash_of({name: value for name, value in self.vae.state_dict().items()
+                        if name.startswith(('encoder.', 'quant_conv.'))}, repr(about))  # not the decoder, which may be gone
 
     def _check_values(self, images):
         """Raises ValueError where there are no images, or values that are none; warns once of another range."""

@@ -26,9 +26,9 @@ CLASSES = {'ade20k': 150, 'fashion_scenes': 11, 'camvid': 11, 'cub': 200, 'fashi
 
 @pytest.fixture
 def agreement(monkeypatch):
-    """tools/compare_agreement.py"""
+    """tools/compare.py"""
     monkeypatch.syspath_prepend(str(runs.ROOT / 'tools'))
-    return importlib.import_module('compare_agreement')
+    return importlib.import_module('compare')
 
 
 def dataset(name):

@@ -238,7 +238,7 @@ def test_killed_after_training(compare, pretend, monkeypatch, stage):
 @pytest.mark.slow
 def test_terminated_while_training(pretend, tmp_path):
     """The tool as users start it: its process ends the one that trains, and the next call resumes and adds up the time."""
-    for name in ('compare.py', 'compare_agreement.py', 'compare_table.py'):
+    for name in ('compare.py', 'compare_table.py'):
         shutil.copy(TOOLS / name, tmp_path / 'tools')
     config = pretend.config('slow', {0: 20.0}, seconds=3600)
     command = [sys.executable, tmp_path / 'tools' / 'compare.py', config, '--seeds', '0', '--work-dir', pretend.work]
@@ -309,7 +309,7 @@ def test_differences(compare, change, named):
         model=dict(backbone=dict(type='One'), decode_head=dict(in_channels=[3, 4], channels=1), auxiliary_head=None))
     one, other = Config(base), Config(base)
     other.merge_from_dict(change)
-    assert [path for path, *_ in compare.compare_agreement.differences(one, other)] == named
+    assert [path for path, *_ in compare.differences(one, other)] == named
 
 
 def test_what_cannot_be_compared_is_refused(compare, pretend, monkeypatch, capsys):
@@ -341,7 +341,6 @@ def test_seeds_reach_the_neck_wherever_it_is(compare):
 
 
 def test_swap_compares_a_stock_config_with_its_twin(compare, tmp_path, monkeypatch):
-    import compare_agreement
     stock = 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py'
     ours = str(runs.CONFIGS['aselect_fashion_scenes'])
     found = compare.with_twins([stock, ours], str(runs.ROOT / 'configs' / 'fashion_dit'), tmp_path)
@@ -350,7 +349,7 @@ def test_swap_compares_a_stock_config_with_its_twin(compare, tmp_path, monkeypat
         'dit_aselect_fashion_scenes.py']  # ours has a DiT already
     cfgs = [Config.fromfile(path) for path in found[:2]]
     assert cfgs[1].model.backbone.type == 'mmaselect.DiTBackbone'
-    assert compare_agreement.differences(*cfgs) == []  # the same data, schedule and head
+    assert compare.differences(*cfgs) == []  # the same data, schedule and head
     out, _ = compare.plan(SimpleNamespace(configs=found[:2], cfg_options=[], seeds=[0, 1], work_dir=tmp_path / 'runs'))
     assert [(run.name.endswith('_dit'), run.seed) for run in out] == [(False, 0), (True, 0), (False, 1), (True, 1)]
 
