@@ -17,5 +17,16 @@ def hash_of(state: Mapping[str, Tensor], about: str = '') -> str:
 
 
 def weights_hash(extractor: nn.Module) -> str:
-    """Hash of the weights of an extractor's transformer, without the VAE's."""
-    return hash_of({name: value for name, value in extractor.state_dict().items() if not name.startswith('encoder.')})
+    """Hash of the weights of an extractor's transformer, without the VAE's.
+
+    Of frozen weights it is computed once, which takes seconds for a large DiT, and anew where they moved or were written to.
+    """
+    state = {name: value for name, value in extractor.state_dict().items() if not name.startswith('encoder.')}
+    family = extractor.family
+    if any(p.requires_grad or p.is_inference() for p in family.parameters()):
+        return hash_of(state)
+    where = [(value.data_ptr(), value.dtype, value._version) for value in state.values()]
+    known = getattr(family, 'known_hash', None)
+    if known is None or known[0] != where:
+        family.known_hash = known = where, hash_of(state)
+    return known[1]

@@ -62,7 +62,7 @@ def blank(config, timesteps, taps, **options):
         return FoldedDiT(config, timesteps, taps, **options)
 
 
-def unfolded(config, state):
+def dit_of(config, state):
     """The DiT family with a copy of the weights ``state``: what its ``state_dict`` gave.
 
     Raises:

@@ -3,7 +3,6 @@ import contextlib
 import copy
 import functools
 import re
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -17,52 +16,46 @@ from mmaselect.extract.lora import add_lora
 from mmaselect.extract.shards import check_vae
 from mmaselect.registry import MODELS
 
-from .frozen import Reference, Shared, leave_out_frozen, listed, load_weights
+from .frozen import Reference, Shared, leave_out_frozen, load_weights, take_reference
+
+INITIALISERS = 'mmengine.model.weight_init'  # where init_cfg's functions are
 
 
 @MODELS.register_module()
 class DiTBackbone(BaseModule):
     """Features of a pretrained DiT at a chosen diffusion timestep.
 
-    It is *open* until a timestep is chosen, and then *chosen*; ``select`` leads from one to the other. The argument ``timestep``,
-    a loaded checkpoint and ``AutoTimestepHook`` call it. Open, it has the whole DiT to be swept (``unfolded``); chosen, it runs.
+    It has two states. *Open*: no timestep is chosen yet, and ``unfolded`` gives the whole DiT to be swept. *Chosen*: it runs.
+    ``select`` leads from open to chosen; the argument ``timestep``, a checkpoint and ``AutoTimestepHook`` call it.
 
-    ``extractor`` holds what runs: a ViT (``extract.fold``) whose weights ``select`` fills in. Its parameters and their names stay
-    the same from the start, for optimizer, DDP and averaged models to know. The whole DiT is no part of the module and is let go
-    at the choice. Families that do not fold, DiTs with adapters and fold=False have the whole DiT in ``extractor`` for good.
+    ``extractor`` runs. It holds a ViT (``extract.fold``), which ``select`` fills with weights. Its parameters and their names are
+    the same in both states, for the optimizer, DDP and averaged models. The whole DiT is no part of the module and is let go at
+    the choice. Families that do not fold, DiTs with adapters and fold=False have the whole DiT in ``extractor`` in both states.
 
-    The choice is in persistent buffers: ``timestep``, and ``tap`` where the neck lets the hook choose it. A checkpoint holds what
-    was trained, and a reference for frozen weights of ``pretrained``; see ``frozen``.
+    Persistent buffers hold the choice: ``timestep``, and ``tap`` where the hook chose one. A checkpoint holds what was trained,
+    and a reference to ``pretrained`` for the rest; see ``frozen``. An init_cfg of the model around it does not reach its weights.
 
-    Several timesteps come in the order in which they are listed or were chosen: all taps at the first timestep, then all at the
-    second, and so on.
+    The maps come timestep by timestep, in the order listed or chosen: all taps at the first, then all at the second.
 
     Args:
         pretrained (str | None): Folder or Hugging Face hub id in DiTPipeline layout. Its weights are loaded at once.
         arch (dict | None): In place of ``pretrained``: sizes of a DiT with random weights; see ``extract.loading.from_arch``.
-        taps (Sequence[tuple[int, str]]): Features to return, as (block, name); see ``extract.TAPS``. Not changed.
+        taps (Sequence[tuple[int, str]]): Features to return, as (block, name); see ``extract.TAPS``.
         timestep (int | Sequence[int] | None): A fixed training timestep, 0 the cleanest, or several, as in DDPM-seg (Baranchuk et
             al. 2022, arXiv:2112.03126). None leaves the choice open.
-        num_timesteps (int | None): How many timesteps there are, which checkpoints have to agree with. By default as many as
-            ``timestep`` names, or one.
-        noise (str): 'seeded' (the same noise for every image, from the latent's shape and ``seed``), 'random' (fresh noise
-            while training, seeded otherwise) or 'none'.
+        num_timesteps (int | None): How many timesteps there are. By default as many as ``timestep`` names, or one.
+        noise (str): 'seeded' (the same noise for every image), 'random' (fresh noise while training, seeded otherwise) or 'none'.
         seed (int): Of the seeded noise.
         noise_draws (int): The features are averaged over so many draws of the noise, as in DIFT (Tang et al. 2023,
-            arXiv:2306.03881). They share latents and, as far as memory goes, forward passes; the seeded ones are the same for
-            every image.
-        pos_scale (str | None): 'interpolate' or 'extrapolate': positions on other grids than the training's; see
-            ``Extractor``.
+            arXiv:2306.03881).
+        pos_scale (str | None): 'interpolate' or 'extrapolate': positions on other grids than the training's; see ``Extractor``.
         frozen (bool): Whether the DiT is left as it is. The VAE always is.
-        lora (dict | None): Trains adapters in the DiT, whose own weights stay frozen: the options of ``extract.lora.add_lora``,
-            such as dict(r=16, alpha=16, targets=['to_q', 'to_v']).
-        with_cp (bool): Where something in the DiT is trained, keep of each block only its input for the backward pass, and
-            compute the rest anew: the same gradients, less memory, about a third more time.
-        fold (bool): Whether it runs as the ViT that it is at its timestep. False keeps it whole, with its embedders and its
-            modulation, which are then trained too.
+        lora (dict | None): Trains adapters in the frozen DiT: options of ``extract.lora.add_lora``, such as dict(r=16, alpha=16,
+            targets=['to_q', 'to_v']).
+        with_cp (bool): Checkpointing of activations while the DiT is trained: less memory, about a third more time.
+        fold (bool): Whether it runs as a ViT. False keeps embedders and modulation, which are then trained too.
         compile (bool | dict): Whether ``torch.compile`` compiles the blocks, or its options; torch 2.5 and newer.
-        latents (str | None): Folder that tools/cache_latents.py wrote: what comes in is then not images but their latents,
-            which ``LoadLatents`` gives, and the VAE does not run.
+        latents (str | None): Folder that tools/cache_latents.py wrote: the input is then latents, from ``LoadLatents``.
         vae_dtype (str | None): 'float32' or 'bfloat16', in which the VAE computes; None leaves it as it was loaded.
         vae_pixels (int | None): At most so many image pixels go through the VAE at a time, which bounds its memory.
         variant, revision, dtype (str | None): Of the files of ``pretrained``; see ``extract.loading.from_pretrained``.
@@ -99,7 +92,8 @@ class DiTBackbone(BaseModule):
         if compile is not False:
             self.extractor.compile(**({} if compile is True else compile))
         self.taps = self.extractor.taps  # those of the config, which decide what the ViT has
-        self.pretrained, self.pos_scale, self.latents, self._latents_checked = pretrained, pos_scale, latents, False
+        self.pretrained, self.revision, self.pos_scale = pretrained, revision, pos_scale
+        self.latents, self._latents_checked = latents, False
         self.noise, self.seed, self.noise_draws = noise, seed, noise_draws
         self.fixed = None if timestep is None else _several(timestep)
         self.num_timesteps = len(self.fixed or [-1]) if num_timesteps is None else num_timesteps
@@ -109,9 +103,10 @@ class DiTBackbone(BaseModule):
         # A single one has no dimension, as in checkpoints from when there was but one.
         self.register_buffer('timestep', torch.full((self.num_timesteps,) if self.num_timesteps > 1 else (), -1))
         self.register_buffer('tap', torch.tensor([-1, -1]))  # block and place in TAPS; -1 leaves the taps of the config
-        self.reference = None if pretrained is None else Reference.of(pretrained, self.extractor, revision)
         self._register_state_dict_hook(leave_out_frozen)
-        self._whole = None
+        self.refers, self._reference, self._whole = pretrained is not None, None, None
+        if not self.frozen or self.folds and self.fixed is not None:
+            self.reference()  # before weights are trained or let go
         if self.folds:
             whole = self.extractor.family
             self.extractor.fold(self._check_timesteps(tuple(range(self.num_timesteps)) if self.fixed is None else self.fixed))
@@ -148,7 +143,9 @@ class DiTBackbone(BaseModule):
             vit = fold(self._dit(), self.extractor.process, timesteps, self.taps)
             self.extractor.family.load_state_dict(vit.state_dict())
             self.extractor.family.timesteps = timesteps
-        self._whole = None
+        if self._whole is not None:
+            self.reference()  # before its weights are let go
+            self._whole = None
         self.note(timesteps)
 
     @property
@@ -174,11 +171,33 @@ class DiTBackbone(BaseModule):
     def _dit(self):
         """The whole DiT, loaded anew where it was let go."""
         if self._whole is None:
-            if not self.frozen or self.reference is None:
+            if not self.frozen or not self.refers:
                 raise ValueError('the DiT is folded at its timestep and cannot run at another, since its weights are not those '
                                  f'of pretrained={self.pretrained!r}: set backbone.fold=False where another may be wanted')
             self._whole = Shared(self._make(pos_scale=self.pos_scale).family)
         return self._whole.value.requires_grad_(False).eval().to(next(self.extractor.family.parameters()))
+
+    def reference(self) -> Reference | None:
+        """What stands in checkpoints for the weights of ``pretrained``; None where these have been replaced.
+
+        Hashing takes seconds for a large DiT, so it is done when it is first asked for, and once.
+        """
+        if self.refers and self._reference is None:
+            whole = self.extractor if self.extractor.timesteps is None else self.unfolded()
+            self._reference = Reference.of(self.pretrained, whole, self.revision)
+        return self._reference if self.refers else None
+
+    def init_weights(self):
+        """MMEngine's. A training needs the reference, and has to have it before FSDP takes the weights apart."""
+        super().init_weights()
+        self.reference()
+
+    def apply(self, fn):
+        """As nn.Module's, but MMEngine's initialisers, by which an ``init_cfg`` of the whole model replaces the weights of all
+        layers of a kind, leave a DiT alone that is pretrained or frozen."""
+        if fn.__module__ == INITIALISERS and (self.pretrained is not None or self.frozen):
+            return self
+        return super().apply(fn)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Maps of features, one per timestep and tap, each (B, D, h, w), of images (B, 3, H, W) in [-1, 1], or of their cached
@@ -247,26 +266,10 @@ class DiTBackbone(BaseModule):
         return timesteps
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        # mmengine loads module by module, so this, and not load_state_dict, sees a checkpoint's choice. Of a wrong number of
-        # timesteps torch would take the first, or warn.
-        given = state_dict.get(f'{prefix}timestep', self.timestep)
-        if given.shape != self.timestep.shape:
-            raise ValueError(f'the checkpoint has {given.numel()} timesteps ({prefix}timestep is {given.tolist()}) and this '
-                             f'backbone is set up for {self.num_timesteps}: set num_timesteps of the backbone and timesteps of '
-                             f'AutoTimestepNeck to {given.numel()}, or delete that key from the checkpoint to choose anew')
-        reference = Reference.pop(state_dict, prefix)
+        # MMEngine loads module by module, so this, and not load_state_dict, sees a checkpoint's choice.
+        reference = take_reference(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        block, name = self.tap.tolist()
-        taps = self.taps if block < 0 else ((block, list(TAPS)[name]),)
-        if not self.frozen and taps != self.taps:
-            raise ValueError(f'the checkpoint was made with the tap {taps[0]}, which was chosen, and a DiT that is trained needs '
-                             f'its taps in the config: set backbone.taps={list(taps)}')
-        stored = tuple(t for t in self.timestep.reshape(-1).tolist() if t >= 0)
-        if self.fixed is not None and stored not in ((), self.fixed):
-            warnings.warn(f'the checkpoint was made at timestep {listed(stored)} and the config fixes '
-                          f'timestep={listed(self.fixed)}, which is used', stacklevel=2)
-        load_weights(self, state_dict, f'{prefix}extractor.', reference, stored, self.fixed or stored)
-        self.extractor.set_taps(taps)
+        load_weights(self, state_dict, prefix, reference)
 
 
 def _several(timestep):

@@ -1,14 +1,15 @@
 """Frozen weights of a DiTBackbone in checkpoints: a reference stands for those of ``pretrained``; all others are stored."""
 import json
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmaselect.extract import Extractor
+from mmaselect.extract import TAPS, Extractor
 from mmaselect.extract.fingerprint import weights_hash
-from mmaselect.extract.fold import is_folded, unfolded
+from mmaselect.extract.fold import dit_of, is_folded
 
 DECODER = ('encoder.vae.decoder.', 'encoder.vae.post_quant_conv.')  # in older checkpoints only
 
@@ -46,12 +47,6 @@ class Reference:
         """Writes it into a state dict, which holds nothing but tensors: the bytes of its JSON."""
         state[f'{prefix}reference'] = torch.frombuffer(bytearray(json.dumps(asdict(self)).encode()), dtype=torch.uint8)
 
-    @classmethod
-    def pop(cls, state: dict[str, Tensor], prefix: str) -> 'Reference | None':
-        """Takes it out of a state dict."""
-        stored = state.pop(f'{prefix}reference', None)
-        return None if stored is None else cls(**json.loads(bytes(stored.tolist())))
-
     def check(self, own: 'Reference | None'):
         """Raises ValueError where a model's frozen weights, ``own``, are not those that a checkpoint refers to."""
         name = f'{self.source}{f" (revision {self.revision})" if self.revision else ""}'
@@ -69,29 +64,54 @@ class Reference:
 
 def leave_out_frozen(backbone: Any, state: dict[str, Tensor], prefix: str, _):
     """A state dict hook: leaves out what ``pretrained`` has, and what stands in the ViT's place before the choice."""
-    if backbone.reference is not None or backbone.is_open:
+    if backbone.refers or backbone.is_open:
         own = f'{prefix}extractor.'
         for key in [key for key in state if key.startswith(own) and key[len(own):] not in backbone.trained]:
             del state[key]
-    if backbone.reference is not None:
-        backbone.reference.put(state, prefix)
+    if backbone.refers:
+        backbone.reference().put(state, prefix)
 
 
-def load_weights(backbone: Any, state: dict[str, Tensor], prefix: str, reference: Reference | None, stored: tuple[int, ...],
-                 wanted: tuple[int, ...]):
-    """Prepares the loading of the extractor's weights from a checkpoint, and chooses the timesteps ``wanted``.
-
-    Args:
-        backbone (DiTBackbone): Of which a ViT gets ready to be loaded.
-        state (dict[str, Tensor]): The checkpoint. Afterwards it has all that the extractor has, and no more.
-        prefix (str): Of the extractor's keys.
-        reference (Reference | None): In the checkpoint.
-        stored (tuple[int, ...]): The timesteps of the checkpoint.
+def take_reference(backbone: Any, state: dict[str, Tensor], prefix: str) -> Reference | None:
+    """Takes the reference, where there is one, out of a checkpoint that is about to be loaded.
 
     Raises:
-        ValueError: The checkpoint's DiT is folded and cannot be run as wanted, or refers to other frozen weights.
+        ValueError: The checkpoint has another number of timesteps. Of these torch would take the first, or warn.
+    """
+    given = state.get(f'{prefix}timestep', backbone.timestep)
+    if given.shape != backbone.timestep.shape:
+        raise ValueError(f'the checkpoint has {given.numel()} timesteps ({prefix}timestep is {given.tolist()}) and this '
+                         f'backbone is set up for {backbone.num_timesteps}: set num_timesteps of the backbone and timesteps of '
+                         f'AutoTimestepNeck to {given.numel()}, or delete that key from the checkpoint to choose anew')
+    stored = state.pop(f'{prefix}reference', None)
+    return None if stored is None else Reference(**json.loads(bytes(stored.tolist())))
+
+
+def load_weights(backbone: Any, state: dict[str, Tensor], prefix: str, reference: Reference | None):
+    """Prepares the loading of the extractor's weights from a checkpoint, and chooses its timesteps, or those that are fixed.
+
+    Args:
+        backbone (DiTBackbone): Its buffers are loaded already. Its ViT gets ready to be loaded.
+        state (dict[str, Tensor]): The checkpoint. Afterwards it has all that the extractor has, and no more.
+        prefix (str): Of the backbone's keys.
+        reference (Reference | None): In the checkpoint.
+
+    Raises:
+        ValueError: The checkpoint's DiT is folded and cannot be run as wanted, or refers to other frozen weights; or its tap was
+            chosen, and this DiT is trained.
         RuntimeError: Its DiT is whole, and of another size.
     """
+    block, name = backbone.tap.tolist()
+    taps = backbone.taps if block < 0 else ((block, list(TAPS)[name]),)
+    if not backbone.frozen and taps != backbone.taps:
+        raise ValueError(f'the checkpoint was made with the tap {taps[0]}, which was chosen, and a DiT that is trained needs '
+                         f'its taps in the config: set backbone.taps={list(taps)}')
+    stored = tuple(t for t in backbone.timestep.reshape(-1).tolist() if t >= 0)
+    wanted = backbone.fixed or stored
+    if stored not in ((), wanted):
+        warnings.warn(f'the checkpoint was made at timestep {listed(stored)} and the config fixes '
+                      f'timestep={listed(wanted)}, which is used', stacklevel=3)
+    prefix = f'{prefix}extractor.'
     for key in [key for key in state if key.startswith(tuple(prefix + part for part in DECODER))]:
         del state[key]
     extractor = backbone.extractor
@@ -102,9 +122,9 @@ def load_weights(backbone: Any, state: dict[str, Tensor], prefix: str, reference
         raise ValueError(f'the checkpoint has a DiT that is folded at timestep {listed(stored)}, which cannot be undone: it '
                          'runs at that timestep alone, with backbone.fold=True: leave backbone.timestep open')
     if reference is not None and extractor.state_dict().keys() - given.keys():
-        reference.check(backbone.reference)
+        reference.check(backbone.reference())
     if given.keys() - backbone.trained:
-        backbone.reference = None
+        backbone.refers = False
     if not backbone.folds:
         backbone.note(wanted)
     elif folded and stored:
@@ -113,7 +133,7 @@ def load_weights(backbone: Any, state: dict[str, Tensor], prefix: str, reference
         backbone.select(stored)
     else:
         if dit and not folded:
-            whole = unfolded(extractor.family.config, dit)
+            whole = dit_of(extractor.family.config, dit)
             whole.pos_scale = extractor.family.pos_scale
             backbone.reopen(whole)
         for name in dit:  # what is folded at no timestep, of a checkpoint from before the choice
@@ -125,6 +145,7 @@ def load_weights(backbone: Any, state: dict[str, Tensor], prefix: str, reference
     if folded:  # up to a later block than is needed here
         for name in given.keys() - ours.keys():
             del state[prefix + name]
+    extractor.set_taps(taps)
 
 
 def _check_shapes(wanted, found):

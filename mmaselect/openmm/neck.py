@@ -193,6 +193,8 @@ def read_levels(model: Mapping) -> list[int] | None:
                 return None  # a head that takes all levels, as mask classifiers do
             index = head.get('in_index', -1)  # mmseg's default
             index = list(index) if isinstance(index, (list, tuple)) else [index]
+            if str(kind).endswith('EncHead') and not head.get('add_lateral'):
+                index = index[-1:]  # it names several and reads the last
             for level in index + ([0] if head.get('c1_in_channels') else []):
                 if not -len(scales) <= level < len(scales) or level % len(scales) not in built:
                     raise ValueError(f'{place} {kind} reads level {level} (in_index), and the neck builds {list(built)} of '

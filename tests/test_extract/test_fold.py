@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mmaselect.extract import TAPS, fold
 from mmaselect.extract.families.folded_dit import EVERYWHERE
-from mmaselect.extract.fold import blank, unfolded
+from mmaselect.extract.fold import blank, dit_of
 from mmaselect.extract.noise import seeded_noise
 
 DEPTH = tiny.DIT['num_layers']
@@ -227,9 +227,9 @@ def test_gradients_are_those_of_the_unfolded():
 def test_a_stored_dit_can_be_folded_again():
     whole, folded = both([(2, 'mlp')], [500])
     state = whole.family.state_dict()
-    again = fold(unfolded(whole.family.config, state), whole.process, [500], whole.taps).state_dict()
+    again = fold(dit_of(whole.family.config, state), whole.process, [500], whole.taps).state_dict()
     expected = folded.family.state_dict()
     assert again.keys() == expected.keys() and all(torch.equal(again[key], expected[key]) for key in expected)
     del state['model.pos_embed.proj.bias']
     with pytest.raises(RuntimeError, match='pos_embed.proj.bias'):
-        unfolded(whole.family.config, state)
+        dit_of(whole.family.config, state)

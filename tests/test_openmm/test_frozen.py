@@ -1,4 +1,5 @@
 """Checkpoints hold what was trained; a reference stands for the frozen weights of ``pretrained``."""
+import json
 import shutil
 from pathlib import Path
 
@@ -6,11 +7,14 @@ import pytest
 import runs
 import tiny
 import torch
+from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import load_state_dict
 from mmseg.apis import inference_model, init_model
 from safetensors.torch import load_file, save_file
 
+from mmaselect.extract import fingerprint
 from mmaselect.openmm import hook
+from mmaselect.openmm.frozen import Reference
 from mmaselect.registry import MODELS
 
 SEG, CLS = 'aselect_fashion_scenes', 'aselect_cub'
@@ -66,6 +70,35 @@ def test_what_is_trained_is_stored_and_the_rest_is_not(options, held, folder):
     other = backbone(pretrained=folder, **options)
     other.load_state_dict(state)
     assert_same(other, model)
+
+
+def test_weights_are_hashed_when_they_are_asked_for_and_once(folder, monkeypatch):
+    """By checkpoints and by the sweep, whichever comes first; of what was written to they are hashed anew."""
+    counted, hash_of = [], fingerprint.hash_of
+    monkeypatch.setattr(fingerprint, 'hash_of', lambda state, *about: counted.append(len(state)) or hash_of(state, *about))
+    model = backbone(pretrained=folder)
+    assert not counted
+    own = fingerprint.weights_hash(model.unfolded())
+    model.select(50)
+    state = model.state_dict()
+    assert len(counted) == 1 and model.reference().dit == own == Reference(**json.loads(bytes(state['reference'].tolist()))).dit
+    whole = backbone(pretrained=folder, fold=False)
+    assert fingerprint.weights_hash(whole.extractor) == own
+    next(whole.extractor.family.parameters()).add_(1)
+    assert fingerprint.weights_hash(whole.extractor) != own and len(counted) == 3
+
+
+@pytest.mark.parametrize('options', [dict(), dict(timestep=50), dict(timestep=50, fold=False), dict(lora=LORA, timestep=50)])
+def test_an_init_cfg_of_the_whole_model_leaves_the_dit_alone(options, folder):
+    """As those of 94 ImageClassifiers of the zoo, which draw all linear layers anew, at any depth."""
+    recipe = dict(type='TruncNormal', layer=['Linear', 'Conv2d'], std=0.02)
+    model = BaseModule(init_cfg=recipe)
+    model.backbone, model.head = backbone(pretrained=folder, **options), torch.nn.Linear(3, 4)
+    before = {name: value.clone() for name, value in model.backbone.extractor.state_dict().items()}
+    head = model.head.weight.detach().clone()
+    model.init_weights()
+    assert all(torch.equal(value, before[name]) for name, value in model.backbone.extractor.state_dict().items())
+    assert not torch.equal(model.head.weight, head)
 
 
 def test_random_weights_are_stored():

@@ -39,6 +39,13 @@ def test_knets_inner_head_reads():
                                                                  kernel_generate_head=HEADS['PSPHead'][0]))) == [3]
 
 
+def test_enc_head_names_levels_and_reads_the_last_unless_it_adds_laterals():
+    enc = dict(type='EncHead', in_channels=[16] * 3, in_index=(1, 2, 3), channels=8, num_codes=4)
+    model = config('FCNHead') | dict(auxiliary_head=None)
+    assert read_levels(model | dict(decode_head=enc)) == [3]
+    assert read_levels(model | dict(decode_head=dict(enc, add_lateral=True))) == [1, 2, 3]
+
+
 @pytest.mark.parametrize('num_taps', [1, 4])
 def test_the_levels_keep_their_places_names_and_values(num_taps):
     options = dict(in_channels=16, num_taps=num_taps, output='pyramid', fusion='weights')
