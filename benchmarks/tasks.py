@@ -22,6 +22,7 @@ DATA = ROOT / 'data'
 MODELS = {'latent': ROOT / 'configs' / 'fashion_dit', 'pixel': ROOT / 'configs' / 'fashion_pixel_dit',
           'flow': ROOT / 'work_dirs' / 'flow_dit', 'photo': ROOT / 'configs' / 'cifar10_dit'}
 TAPS = [(2, 'value'), (4, 'value'), (5, 'hidden'), (5, 'value'), (6, 'value')]
+PHOTO_TAPS = [(1, 'value'), (3, 'value'), (4, 'hidden'), (4, 'value'), (5, 'value')]  # it has 6 blocks in place of 8
 
 
 @dataclass
@@ -216,7 +217,7 @@ def missing(name):
 def build(name, images, masks, device):
     """A task by its name, of so many images, or of so many where they have masks; fewer where there are not as many."""
     setting = TASKS[name]
-    extractor = Extractor.from_pretrained(MODELS[setting.model], TAPS).eval().to(device)
+    extractor = Extractor.from_pretrained(MODELS[setting.model], PHOTO_TAPS if setting.model == 'photo' else TAPS).eval().to(device)
     side = int(setting.size * extractor.family.config.sample_size * extractor.encoder.stride)  # of the images
     x, y = setting.source(masks if setting.dense else images, side)
     if x[0, 0].numel() > 64 * extractor.token_stride**2:  # each takes longer than those of most settings
