@@ -1,6 +1,6 @@
 # The ViT that mae_vit_cifar10_pretrain.py pretrained, frozen as the DiT is: the same data, neck, head and schedule.
 _base_ = ['../dit_aselect_camvid.py', '../_base_/models/cifar10_vit.py']
-checkpoint = 'work_dirs/mae_vit_cifar10.pth'
+checkpoint = '{{ fileDirname }}/mae_vit_cifar10.pth'
 model = dict(backbone=dict(
     **_base_.vit,
     out_indices=[block for block, _ in _base_.model.backbone.taps],  # the blocks that the DiT's features come from

@@ -1,6 +1,6 @@
 # Masked autoencoding (arXiv:2111.06377), as mmpretrain has it, of a ViT of the DiT's size on the 50,000 training images of
 # CIFAR-10, for as many images as the DiT saw.
-# tools/model_converters/publish_backbone.py makes work_dirs/mae_vit_cifar10.pth of the last checkpoint.
+# tools/model_converters/publish_backbone.py makes mae_vit_cifar10.pth beside this file of the last checkpoint.
 _base_ = 'mae_vit_fashion_pretrain.py'
 model = dict(
     backbone=dict(  # the sizes of ../_base_/models/cifar10_vit.py
@@ -8,7 +8,7 @@ model = dict(
     neck=dict(patch_size=4, embed_dim=128, num_patches=64),
     head=dict(patch_size=4))
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=128,
     dataset=dict(
         _delete_=True,
         type='CustomDataset',
@@ -21,7 +21,7 @@ train_dataloader = dict(
             dict(type='PackInputs')
         ]))
 
-iterations = 1650
+iterations = 5500
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.005, by_epoch=False, begin=0, end=200),
     dict(type='CosineAnnealingLR', eta_min=5e-5, by_epoch=False, begin=200, end=iterations)
