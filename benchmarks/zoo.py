@@ -127,7 +127,7 @@ def outcome(name):
 
 
 def line(error):
-    return ' '.join(str(error).split())[:160]
+    return ' '.join(str(error).split()).partition(', the current sys.path')[0][:160]  # nothing of this machine
 
 
 def read(path):
