@@ -217,7 +217,8 @@ def missing(name):
 def build(name, images, masks, device):
     """A task by its name, of so many images, or of so many where they have masks; fewer where there are not as many."""
     setting = TASKS[name]
-    extractor = Extractor.from_pretrained(MODELS[setting.model], PHOTO_TAPS if setting.model == 'photo' else TAPS).eval().to(device)
+    taps = PHOTO_TAPS if setting.model == 'photo' else TAPS
+    extractor = Extractor.from_pretrained(MODELS[setting.model], taps).eval().to(device)
     side = int(setting.size * extractor.family.config.sample_size * extractor.encoder.stride)  # of the images
     x, y = setting.source(masks if setting.dense else images, side)
     if x[0, 0].numel() > 64 * extractor.token_stride**2:  # each takes longer than those of most settings
