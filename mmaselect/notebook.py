@@ -40,7 +40,7 @@ class FeatureExtractor(nn.Module):
     def __init__(self, extractor, *, timestep=None, size=None, seed=0, noise='seeded'):
         super().__init__()
         steps = len(extractor.process)
-        if timestep is not None and not (isinstance(timestep, int) and 0 <= timestep < steps):
+        if timestep is not None and not (type(timestep) is int and 0 <= timestep < steps):
             raise ValueError(f"timestep={timestep!r}: 'auto', or an integer from 0, the cleanest, to {steps - 1}")
         if noise not in ('seeded', 'none'):
             raise ValueError(f"noise={noise!r}: 'seeded' or 'none', so that an image has the same features each time")
@@ -111,11 +111,11 @@ class FeatureExtractor(nn.Module):
             tuple[Tensor]: For each tap (B, D, h, w), one cell per ``extractor.token_stride`` pixels, rounded up.
 
         Raises:
-            ValueError: Bad images, or batch_size below 1.
+            ValueError: Bad images, or batch_size is no integer from 1 on.
             RuntimeError: No timestep is chosen.
         """
-        if batch_size < 1:
-            raise ValueError(f'batch_size={batch_size}: at least one image at a time')
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f'batch_size={batch_size!r}: an integer, at least one image at a time')
         if self.timestep is None:
             raise RuntimeError("no timestep is chosen: load the model with timestep='auto' and images, or set model.timestep, "
                                'for instance to select_timestep(model, images).timestep')

@@ -21,7 +21,8 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from mmaselect.openmm import launch
-from mmaselect.selection import SelectionResult, scores
+from mmaselect.selection import SelectionResult, candidates, scores
+from mmaselect.selection.candidates import candidate_grid
 
 PAGES = [runs.ROOT / 'README.md', runs.ROOT / 'CONTRIBUTING.md', *sorted((runs.ROOT / 'docs').glob('*.md'))]
 SHELL = ('', 'bash', 'sh', 'shell', 'console')
@@ -109,6 +110,7 @@ def test_python_blocks_run(page, monkeypatch):
     """One after the other, as in a notebook, so that a later one may use what an earlier one made."""
     monkeypatch.chdir(runs.ROOT)
     monkeypatch.setattr(scores, 'SCORES', dict(scores.SCORES))  # an example registers one of its own
+    monkeypatch.setattr(candidates, 'candidate_grid', lambda steps, count=20: candidate_grid(steps, 4))  # 20 take long
     names = {}
     for number, (language, mark, body) in enumerate(blocks(page.read_text())):
         if language == 'python':

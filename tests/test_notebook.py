@@ -117,6 +117,7 @@ def test_labels():
     (dict(timestep=5, images=PICTURES), "are for timestep='auto', not for 5"),
     (dict(timestep=5, selection=dict(candidates=3)), "selection and result are for timestep='auto'"),
     (dict(timestep=1000), r'timestep=1000.* to 999'),
+    (dict(timestep=True), 'timestep=True'),
     (dict(timestep='best'), "timestep='best': 'auto', or an integer"),
 ])
 def test_options_that_do_not_fit_are_refused(options, message):
@@ -130,7 +131,8 @@ def test_without_a_timestep_it_says_what_to_do():
 
 
 def test_no_images_at_a_time_are_refused():
-    with pytest.raises(ValueError, match='batch_size=0: at least one'):
-        model(timestep=7)(PICTURES, batch_size=0)
-    with pytest.raises(ValueError, match='batch_size=0: at least one'):
-        TensorImages(torch.zeros(2, 3, 16, 16), batch_size=0)
+    for size in (0, 1.5, '2', True):
+        with pytest.raises(ValueError, match=f'batch_size={size!r}: an integer, at least one'):
+            model(timestep=7)(PICTURES, batch_size=size)
+        with pytest.raises(ValueError, match=f'batch_size={size!r}: an integer, at least one'):
+            TensorImages(torch.zeros(2, 3, 16, 16), batch_size=size)

@@ -11,6 +11,17 @@ from torchvision.datasets.mnist import read_image_file
 from mmaselect.extract.inputs import pixels
 
 
+def eight_bits(picture):
+    """A PIL image as uint8 (H, W, 3); of 16 bits by its whole range."""
+    array = pixels(picture)  # (H, W, 3)
+    return (array // 257).astype(np.uint8) if array.dtype == np.uint16 else array
+
+
+def resized(picture, size):
+    """Likewise, of size x size pixels."""
+    return np.asarray(Image.fromarray(eight_bits(picture)).resize((size, size), Image.BILINEAR))
+
+
 def read_images(sources, size, crop=False):
     """All images of the folders and idx files, as uint8 (H, W, 3): resized to size x size, or as they are where crops are cut.
 
@@ -30,9 +41,7 @@ def read_images(sources, size, crop=False):
         before = len(images)
         for picture in pictures:
             with picture:
-                array = pixels(picture)  # (H, W, 3)
-                array = (array // 257).astype(np.uint8) if array.dtype == np.uint16 else array
-                images.append(array if crop else np.asarray(Image.fromarray(array).resize((size, size), Image.BILINEAR)))
+                images.append(eight_bits(picture) if crop else resized(picture, size))
         if len(images) == before:
             raise SystemExit(f'{source} has no PNG or JPEG files')
         say(f'{len(images) - before} images from {source}')

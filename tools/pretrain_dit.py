@@ -304,8 +304,8 @@ def parse():
     if not 0 <= args.mask < 1:
         parser.error(f'--mask {args.mask}: a share of the tokens, at least 0 and below 1')
     for name in ('dit_batch', 'vae_batch'):
-        if getattr(args, name) % WORLD:
-            parser.error(f'--{name.replace("_", "-")} {getattr(args, name)} cannot be shared by {WORLD} processes')
+        if getattr(args, name) < 1 or getattr(args, name) % WORLD:
+            parser.error(f'--{name.replace("_", "-")} {getattr(args, name)} cannot be shared by the number of processes, {WORLD}')
     if args.init:
         try:
             former, scheduler = (json.loads((Path(args.init) / name).read_text())

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pretrain_data import resized
 from tqdm import tqdm
 
 from mmaselect.extract import Extractor
@@ -41,7 +42,7 @@ def read_labelled(folder, size, per_class=None, seed=0):
             files = [files[i] for i in order.permutation(len(files))[:per_class]]
         for file in files:
             with Image.open(file) as picture:
-                images.append(np.asarray(picture.convert('RGB').resize((size, size), Image.BILINEAR)))
+                images.append(resized(picture, size))
         labels += [label] * len(files)
     return np.stack(images), torch.tensor(labels)
 

@@ -23,7 +23,7 @@ def to_batch(images, size=None):
         Tensor: (B, 3, H, W) float32 in [-1, 1].
 
     Raises:
-        ValueError: No image, something else than images, values out of range, or sizes that differ.
+        ValueError: No image, something else than images, values out of range, sizes that differ, or a wrong ``size``.
 
     Examples:
         >>> to_batch(np.full((4, 6, 3), 255, np.uint8)).shape
@@ -31,8 +31,10 @@ def to_batch(images, size=None):
     """
     parts = [_batch(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
     if size is not None:
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        parts = [F.interpolate(part, size, mode='bilinear', antialias=True) for part in parts]  # (B, 3, *size)
+        size = (size, size) if isinstance(size, int) else size
+        if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(type(side) is int and side >= 1 for side in size):
+            raise ValueError(f'size={size!r}: the height and width in pixels that images are scaled to, or one number for both')
+        parts = [F.interpolate(part, tuple(size), mode='bilinear', antialias=True) for part in parts]  # (B, 3, *size)
     if not sum(len(part) for part in parts):
         raise ValueError('no images were given')
     sizes = sorted({tuple(part.shape[-2:]) for part in parts})

@@ -28,7 +28,8 @@ class LatentEncoder(nn.Module):
             CHUNK_PIXELS.
 
     Raises:
-        ValueError: The VAE's latents have another number of channels than the DiT takes, or the dtype is another.
+        ValueError: The VAE's latents have another number of channels than the DiT takes, the dtype is another, or chunk_pixels is
+            no integer from 1 on.
     """
 
     def __init__(self, vae, *, patch_size, channels, dtype=None, chunk_pixels=None):
@@ -36,6 +37,8 @@ class LatentEncoder(nn.Module):
         if dtype not in (None, *DTYPES):
             reason = ": Stable Diffusion's VAEs overflow in it" if dtype == 'float16' else ''
             raise ValueError(f'the VAE computes in one of {DTYPES}, not in {dtype!r}{reason}')
+        if chunk_pixels is not None and (type(chunk_pixels) is not int or chunk_pixels < 1):
+            raise ValueError(f'{chunk_pixels!r} image pixels at a time: an integer from 1 on, or None for {CHUNK_PIXELS}')
         self.adapter = None if vae is None else adapter(vae)
         if vae is not None and self.adapter.channels != channels:
             raise ValueError(f'the VAE makes latents of {self.adapter.channels} channels and the DiT takes {channels}: '

@@ -4,6 +4,7 @@ import copy
 import functools
 import re
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from mmengine.model import BaseModule
@@ -75,11 +76,11 @@ class DiTBackbone(BaseModule):
         if (pretrained is None) == (arch is None):
             raise ValueError('DiTBackbone needs either pretrained (a folder or hub id) or arch (sizes, random weights)')
         check_noise(noise, noise_draws)
-        if num_timesteps is not None and num_timesteps < 1:
-            raise ValueError(f'num_timesteps={num_timesteps}: there must be at least one')
+        if num_timesteps is not None and (type(num_timesteps) is not int or num_timesteps < 1):
+            raise ValueError(f'num_timesteps={num_timesteps!r}: an integer, 1 or more')
         if lora is not None and not frozen:
             raise ValueError('lora trains adapters and frozen=False all weights of the DiT: leave out one of the two')
-        taps = [tuple(tap) if isinstance(tap, list) else tap for tap in taps]
+        taps = [tuple(tap) if isinstance(tap, list) else tap for tap in taps] if isinstance(taps, (list, tuple)) else taps
         files = dict(variant=variant, revision=revision, dtype=dtype)
         self.dtype = dtype
         if arch is not None and any(files.values()):
@@ -257,12 +258,12 @@ class DiTBackbone(BaseModule):
 
     def _check_timesteps(self, timesteps):
         steps = len(self.extractor.process)
+        for t in timesteps:
+            if not isinstance(t, Integral) or isinstance(t, bool) or not 0 <= t < steps:
+                raise ValueError(f'timestep={t!r} is no integer in [0, {steps - 1}], 0 the cleanest')
         if len(timesteps) != self.num_timesteps or len(set(timesteps)) < len(timesteps):
             given = timesteps[0] if len(timesteps) == 1 else list(timesteps)
             raise ValueError(f'timestep={given} does not name {self.num_timesteps} different timesteps, as num_timesteps says')
-        for t in timesteps:
-            if not 0 <= t < steps:
-                raise ValueError(f'timestep={t} is not in [0, {steps - 1}], 0 the cleanest')
         return timesteps
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):

@@ -97,6 +97,8 @@ class SplitImages:
     """
 
     def __init__(self, cfg, model, split, batch_size):
+        if batch_size < 1:
+            raise ValueError(f'batch_size={batch_size}: at least one image at a time')
         self.dataset, dataset, self.flips = dataset_of(cfg, split)
         if split == 'train' and getattr(model.data_preprocessor, 'batch_augments', None):
             raise ValueError('the data_preprocessor mixes the images of a batch (batch_augments), which a cache cannot follow: '

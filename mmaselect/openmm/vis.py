@@ -23,7 +23,7 @@ from . import launch
 from .backbone import DiTBackbone
 from .modules import find_module
 from .neck import AutoTimestepNeck
-from .sweep_images import training_sample
+from .sweep_images import inner_datasets, training_sample
 
 
 def parser(description, *, out):
@@ -116,7 +116,7 @@ def training_images(cfg, model, count):
 def one_image(cfg, model, path):
     """The image (3, H, W) of a file, as the test pipeline gives it."""
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or cfg.get('train_dataloader')
-    steps = [step for step in loader.dataset.pipeline if launch.type_name(step) != 'LoadAnnotations']
+    steps = [step for step in inner_datasets(loader.dataset)[0].pipeline if launch.type_name(step) != 'LoadAnnotations']
     if not any(launch.type_name(step) == 'LoadImageFromFile' for step in steps):
         steps.insert(0, dict(type='LoadImageFromFile'))  # the dataset holds its images itself
     data = Compose(steps)(dict(img_path=str(path)))

@@ -1,5 +1,6 @@
 """The candidate grid: which timesteps to try."""
 from collections.abc import Sequence
+from numbers import Integral
 
 
 def candidate_grid(steps: int, count: int = 20) -> list[int]:
@@ -25,17 +26,18 @@ def resolve_candidates(candidates: int | Sequence[int], steps: int) -> list[int]
         list[int]: Ascending, 0 the cleanest.
 
     Raises:
-        ValueError: None, a repeated one, or one outside the schedule.
+        ValueError: None, a repeated one, or one that is no integer or outside the schedule.
     """
     if isinstance(candidates, int):
-        if candidates < 1:
+        if isinstance(candidates, bool) or candidates < 1:
             raise ValueError(f'candidates must be at least one, not {candidates}')
         return candidate_grid(steps, candidates)
-    listed = [int(t) for t in candidates]
-    outside = [t for t in listed if not 0 <= t < steps]
-    if not listed or outside or len(set(listed)) < len(listed):
-        raise ValueError(f'candidates must be different timesteps in [0, {steps - 1}]; got {listed}')
-    return sorted(listed)
+    listed = list(candidates) if isinstance(candidates, Sequence) and not isinstance(candidates, str) else []
+    wrong = [t for t in listed if not isinstance(t, Integral) or isinstance(t, bool) or not 0 <= t < steps]
+    if not listed or wrong or len(set(listed)) < len(listed):
+        raise ValueError(f'candidates must be how many, or different timesteps, which are integers in [0, {steps - 1}]; got '
+                         f'{candidates!r}')
+    return sorted(map(int, listed))
 
 
 def refined_candidates(timesteps: Sequence[int], first: int, chosen: int, last: int) -> list[int]:

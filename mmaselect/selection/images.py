@@ -15,12 +15,12 @@ class TensorImages:
         batch_size (int): Images at a time.
 
     Raises:
-        ValueError: batch_size below 1.
+        ValueError: batch_size is no integer from 1 on.
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, batch_size: int = 16):
-        if batch_size < 1:
-            raise ValueError(f'batch_size={batch_size}: at least one image at a time')
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f'batch_size={batch_size!r}: an integer, at least one image at a time')
         self.images, self.labels, self.batch_size = images, labels, batch_size
 
     @property

@@ -79,17 +79,17 @@ class SelectionPolicy:
         if self.choose_tap and not score.comparable:
             raise ValueError(f'the score {score.name!r} is not on one scale for all taps, so that it cannot choose between them: '
                              'take half_consistency or ridge')
-        if self.num_images != 'auto' and (not isinstance(self.num_images, int) or self.num_images < 1):
-            raise ValueError(f"num_images={self.num_images!r}: the sweep needs at least one, or 'auto'")
+        for name in ('num_timesteps', 'gap', 'forward_batch', 'budget', 'num_images', 'image_size'):
+            self._check_whole(name)
+        if type(self.seed) is not int:
+            raise ValueError(f'seed={self.seed!r}: an integer')
         if self.num_images == 'auto' and type(score).terms is scores.Score.terms:
             raise ValueError(f"the score {score.name!r} cannot say how stable its choice is: give a number of images, not 'auto'")
         if self.search not in ('grid', 'halving'):
             raise ValueError(f"search={self.search!r}: 'grid' or 'halving'")
-        if self.num_timesteps < 1 or self.gap < 1:
-            raise ValueError(f'num_timesteps={self.num_timesteps}, gap={self.gap}: both must be 1 or more')
-        if not 0 <= self.plateau < 1:
-            raise ValueError(f'plateau={self.plateau}: a share of the range of the scores, in [0, 1)')
-        if isinstance(self.controls, str) or set(self.controls) - set(CONTROLS):
+        if not isinstance(self.plateau, (int, float)) or not 0 <= self.plateau < 1:
+            raise ValueError(f'plateau={self.plateau!r}: a share of the range of the scores, in [0, 1)')
+        if not isinstance(self.controls, tuple) or set(self.controls) - set(CONTROLS):
             raise ValueError(f'controls are some of {CONTROLS}, not {self.controls!r}')
 
     @classmethod
@@ -108,6 +108,15 @@ class SelectionPolicy:
                 raise ValueError(f'selection has no option {name!r}: ' + (f'did you mean {near[0]!r}? ' if near else '')
                                  + f'There are {", ".join(names)}')
         return cls(**(options or {}))
+
+    def _check_whole(self, name):
+        """Raises ValueError where an option is no integer from 1 on, nor what else it may be."""
+        value = getattr(self, name)
+        others = dict(budget=(None,), num_images=('auto',), image_size=(None,)).get(name, ())
+        numbers = value if name == 'image_size' and isinstance(value, tuple) and len(value) == 2 else (value,)
+        if value not in others and not all(type(number) is int and number >= 1 for number in numbers):
+            besides = dict(budget=', or None', num_images=", or 'auto'", image_size=', (height, width), or None')
+            raise ValueError(f'{name}={value!r}: an integer, 1 or more{besides.get(name, "")}')
 
     @property
     def most_images(self) -> int:

@@ -138,7 +138,9 @@ def test_masks_have_a_probe_per_cell():
     measured = selection.Measured(task, 4)
     assert measured.classes == 2
     found = measured.at(100)
-    assert all(0 <= value <= 100 for taps in found['accuracy']['None'] for row in taps for value in row if value is not None)
+    for rows in found['accuracy']['None']:
+        assert [[value is None for value in row] for row in rows] == torch.eye(probes.PARTS).bool().tolist()
+        print(rows)
     assert set(found['values']['None']) == set(selection.SCORES)
 
 

@@ -29,13 +29,14 @@ def features(extractor, height=8, count=2, seed=0):
 
 
 @pytest.mark.skipif(tiny.OLD_TORCH, reason='refused')
+@pytest.mark.parametrize('backend', ['eager', pytest.param('aot_eager', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('fold', [True, False])
-def test_training_and_evaluation_compile_once_each(fold):
+def test_training_and_evaluation_compile_once_each(fold, backend):
     extractor = tiny.extractor(TAPS, dtype=torch.float64)
     if fold:
         extractor.fold([500])
     plain = copy.deepcopy(extractor)
-    extractor.compile(backend='aot_eager', fullgraph=True)
+    extractor.compile(backend=backend, fullgraph=True)
     assert extractor.state_dict().keys() == plain.state_dict().keys()
     optimizers = [torch.optim.SGD(each.used_parameters(), 0.01) for each in (plain, extractor)]
     counters.clear()

@@ -50,6 +50,12 @@ def test_what_is_no_image_is_refused(images, message):
         to_batch(images)
 
 
+@pytest.mark.parametrize('size', [0, -1, 1.5, '64', True, (3,), (3, 0), (4, 4, 4)])
+def test_what_is_no_size_is_refused(size):
+    with pytest.raises(ValueError, match=r'size=\S.*: the height and width in pixels'):
+        to_batch(PIXELS, size=size)
+
+
 @pytest.mark.parametrize('mode', ['I;16', 'I;16B'])
 def test_sixteen_bits_keep_their_range(mode, tmp_path):
     """``convert('RGB')`` would make all above 255 white."""

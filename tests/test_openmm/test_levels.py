@@ -1,4 +1,5 @@
 """The neck builds the levels that the heads read and no others: then DDP works as it is."""
+import processes
 import pytest
 import torch
 from heads import HEADS, config, train_as_one_of_two
@@ -76,7 +77,7 @@ def test_levels_that_are_not_there_are_refused(levels):
 
 
 def test_two_processes_train_every_family_of_heads(tmp_path):
-    torch.multiprocessing.start_processes(train_as_one_of_two, (str(tmp_path),), nprocs=2, start_method='spawn')
+    processes.two(train_as_one_of_two, str(tmp_path))
     for name in HEADS:
         first, second = (torch.load(tmp_path / f'{name}.{rank}', weights_only=True) for rank in (0, 1))
         assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

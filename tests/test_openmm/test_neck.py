@@ -92,7 +92,7 @@ def test_other_taps_than_configured_are_named(given):
     (dict(output='pyramid', num_taps=2), '2 taps cannot feed a pyramid of 4 levels'),
     (dict(output='pyramid', scales=(8,)), 'scales by 4, 2, 1 or 0.5, not 8'),
     (dict(selection=dict(num_images=0)), 'num_images=0'),
-    (dict(selection=dict(num_images='all')), "num_images='all': the sweep needs at least one, or 'auto'"),
+    (dict(selection=dict(num_images='all')), "num_images='all': an integer, 1 or more, or 'auto'"),
     (dict(selection=dict(score_taps='all')), "score_taps='all': 'auto', a list of .block, name., or None"),
     (dict(selection=dict(choose_tap=True), num_taps=4),
      'choose_tap=True chooses one tap, and the neck is set up for 4: set num_taps=1'),

@@ -102,12 +102,12 @@ def test_fixed_timesteps_beat_the_checkpoints_and_say_so(folder):
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(timestep=[50, 1000]), r'timestep=1000 is not in \[0, 999\]'),
+    (dict(timestep=[50, 1000]), r'timestep=1000 is no integer in \[0, 999\]'),
     (dict(timestep=[50, 50]), r'timestep=\[50, 50\] does not name 2 different'),
     (dict(timestep=[50, 60], num_timesteps=3), 'does not name 3 different timesteps'),
     (dict(timestep=50, num_timesteps=2), 'does not name 2 different timesteps'),
     (dict(timestep=[]), 'does not name 1 different'),
-    (dict(num_timesteps=0), 'num_timesteps=0: there must be at least one'),
+    (dict(num_timesteps=0), 'num_timesteps=0: an integer, 1 or more'),
     (dict(noise_draws=0), '0 draws'),
     (dict(noise='none', noise_draws=2), "2 draws of noise 'none'"),
 ])

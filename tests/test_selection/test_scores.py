@@ -40,7 +40,8 @@ def test_every_score_takes_every_grid(name, height, width):
     (dict(type='hfr', bands=1), "score 'hfr'.*bands"),
     (dict(type='hfr', band='round'), "band='round': choose 'radial'"),
     (dict(type='hfr_coherent', band='round'), "band='round': choose 'radial'"),
-    (dict(cutoff=0.5), 'unknown score None'),
+    (dict(cutoff=0.5), r"unknown score \{'cutoff': 0.5\}: give a name, or dict\(type=name\)"),
+    (None, 'unknown score None'), (5, 'unknown score 5'), (dict(type=5), 'unknown score'),
 ])
 def test_bad_scores_are_refused(score, message):
     with pytest.raises(ValueError, match=message):

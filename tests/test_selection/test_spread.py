@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_refused_before_the_work():
     with pytest.raises(ValueError, match=r'4 timesteps at least 300 apart do not fit .*\[0, 40.*of which 3 would'):
         swept(model, TensorImages(colours()), candidates=TIMES, num_timesteps=4, gap=300)
     for options in (dict(num_timesteps=0), dict(gap=0)):
-        with pytest.raises(ValueError, match='both must be 1 or more'):
+        with pytest.raises(ValueError, match='=0: an integer, 1 or more'):
             swept(model, TensorImages(colours()), candidates=TIMES, **options)
     assert not model.calls
 

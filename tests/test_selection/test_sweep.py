@@ -1,13 +1,14 @@
 import os
+import re
 
+import processes
 import pytest
 import tiny
 import torch
-import torch.multiprocessing
 from planted import BEST, RUNS, TIMES, TWO_TAPS, Given, Planted, colours, rank_of_two, run, swept
 
 from mmaselect.extract import NoiseProcess
-from mmaselect.selection import SCORES, SelectionResult, TensorImages
+from mmaselect.selection import SCORES, SelectionPolicy, SelectionResult, TensorImages
 from mmaselect.selection.candidates import candidate_grid, resolve_candidates
 from mmaselect.selection.choice import plateau_centre
 
@@ -65,7 +66,7 @@ def test_twice_in_a_row_is_the_same_and_the_global_generator_is_left_alone():
 def ranks(tmp_path_factory):
     """Results and forward passes of both ranks, by the name of the run."""
     folder = tmp_path_factory.mktemp('ranks')
-    torch.multiprocessing.start_processes(rank_of_two, (str(folder),), nprocs=2, start_method='spawn')
+    processes.two(rank_of_two, str(folder))
     return {name: ([SelectionResult.load(folder / f'{name}.{rank}.json') for rank in (0, 1)],
                    [torch.load(folder / f'{name}.{rank}.pt', weights_only=True) for rank in (0, 1)]) for name in RUNS}
 
@@ -256,10 +257,20 @@ def test_candidates():
     assert resolve_candidates((300, 20), 1000) == [20, 300]
 
 
-@pytest.mark.parametrize('candidates', [[], [0, 0], [-1], [1000], 0])
+@pytest.mark.parametrize('candidates', [[], [0, 0], [-1], [1000], 0, True, '20', [1.5], ['a'], [True], 1.5, None])
 def test_bad_candidates_are_refused(candidates):
     with pytest.raises(ValueError, match='candidates must be'):
         resolve_candidates(candidates, 1000)
+
+
+@pytest.mark.parametrize('name, value', [
+    ('num_timesteps', '2'), ('num_timesteps', 1.5), ('num_timesteps', True), ('gap', None), ('gap', 0.5), ('forward_batch', 0),
+    ('budget', 'all'), ('budget', -5), ('num_images', True), ('num_images', 0), ('image_size', 0), ('image_size', (3,)),
+    ('image_size', (32, 0)), ('image_size', '32'), ('seed', None), ('seed', 1.5), ('plateau', 'wide'), ('plateau', None),
+    ('plateau', float('nan')), ('controls', None), ('controls', 5)])
+def test_an_option_of_another_kind_is_refused(name, value):
+    with pytest.raises(ValueError, match=f'{name}( are some of .* not|=){" ?" + re.escape(repr(value))}'):
+        SelectionPolicy(**{name: value})
 
 
 def test_result_survives_json_and_draws_itself(tmp_path):

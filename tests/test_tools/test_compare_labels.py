@@ -3,6 +3,7 @@ import importlib
 import json
 from pathlib import Path
 
+import by_hand
 import pytest
 import runs
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
 from mmaselect.openmm import launch
+from mmaselect.selection import SelectionResult
 
 TOOLS = runs.ROOT / 'tools'
 CLS, SEG = 'aselect_cifar10', 'aselect_camvid'
@@ -83,7 +85,8 @@ def test_classification(data, tmp_path, monkeypatch):
     rows = {(row['labels'], row['method']): row for row in found['rows']}
     few = {method: row for (labels, method), row in rows.items() if labels == 4}
     chosen = rows[4, 'dit_aselect_cifar10']['timestep']
-    assert chosen[0] in (40, 150, 600)
+    result, = map(SelectionResult.load, tmp_path.rglob('timestep_selection.json'))
+    assert [c.timestep for c in result.candidates] == [40, 150, 600] and chosen == [by_hand.choice(result)]
     fixed = [f'dit_aselect_cifar10, t = {t}' for t in (40, 700) if [t] != chosen]
     best = f'dit_aselect_cifar10, best of {len(fixed) + 1} timesteps in hindsight'
     assert set(few) == {'dit_aselect_cifar10', *fixed, best, 'raw pixels, logistic regression', 'raw pixels, RBF SVM'}
@@ -97,7 +100,9 @@ def test_classification(data, tmp_path, monkeypatch):
     assert again['rows'] == found['rows']
 
 
-def test_segmentation_beside_rows_of_other_data(data, tmp_path, monkeypatch):
+def test_segmentation_beside_rows_of_other_data(data, tmp_path, monkeypatch, heads):
+    found_by, segment = [], heads.segment
+    monkeypatch.setattr(heads, 'segment', lambda *args: found_by.append(segment(*args)) or found_by[-1])
     other = dict(data='elsewhere', labels=3, method='m', metric='mIoU', mean=1.0, std=None, seeds=[0], values=[1.0],
                  timestep=None, trained=1, minutes=0.0, config=None)
     old = dict(other, data='camvid', method='before')
@@ -106,7 +111,10 @@ def test_segmentation_beside_rows_of_other_data(data, tmp_path, monkeypatch):
     found = compare(monkeypatch, SEG, data, tmp_path, '--labels', 2, '--seeds', 0, 1, 2, '--timesteps', 40)
     assert other in found['rows'] and old not in found['rows']
     ours = [row for row in found['rows'] if row['data'] == 'camvid']
-    assert {row['metric'] for row in ours} == {'mIoU'} and all(0 <= row['mean'] <= 100 for row in ours)
+    assert {row['metric'] for row in ours} == {'mIoU'}
+    single = [row for row in ours if 'hindsight' not in row['method']]
+    assert sorted(value for row in single for value in row['values']) == sorted(found_by) and len(found_by) == 3 * len(single)
+    assert all(row['mean'] == pytest.approx(sum(row['values']) / 3) for row in ours)
     assert all(row['seeds'] == [0, 1, 2] for row in ours) and '| camvid ' in (tmp_path / 'compare.md').read_text()
 
 

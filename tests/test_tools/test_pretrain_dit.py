@@ -59,8 +59,7 @@ def refused(*words):
 @pytest.fixture(scope='module')
 def pretrained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp('pretrained')
-    # In a process of its own, as all that is compared to the last bit: what ran in this one before could change the rounding.
-    runs.run(sys.executable, *pretrain_words('whole', data, folder))
+    runs.run_here(*pretrain_words('whole', data, folder))
     return folder / 'whole'
 
 
@@ -85,7 +84,11 @@ def test_pretraining_writes_a_pipeline_that_loads(pretrained):
         assert np.asarray(Image.open(pretrained / name)).std() > 0
 
 
-def test_an_interrupted_pretraining_ends_as_an_uninterrupted_one(pretrained, data, tmp_path):
+@pytest.mark.slow
+def test_an_interrupted_pretraining_ends_as_an_uninterrupted_one(data, tmp_path):
+    """All in processes of their own: what ran in this one before could change the rounding."""
+    runs.run(sys.executable, *pretrain_words('whole', data, tmp_path))
+    pretrained = tmp_path / 'whole'
     # Killed in its 102nd step, after the checkpoint of the 100th.
     runs.run(sys.executable, '-c', DIES, 102, *pretrain_words('killed', data, tmp_path), code=-9)
     out = tmp_path / 'killed'
@@ -158,10 +161,23 @@ def test_a_work_dir_of_another_run_is_refused(data, tmp_path):
     assert (tmp_path / 'run_work' / 'dit.pth').read_bytes() == kept
 
 
-def test_the_number_of_steps_may_change_before_the_learning_rate_falls(data, tmp_path):
+class Killed(BaseException):
+    """Ends a run wherever it is, as a signal does."""
+
+
+def test_the_number_of_steps_may_change_before_the_learning_rate_falls(data, tmp_path, monkeypatch):
     def words(name, steps):
         return small_words(name, data, tmp_path, *SMALL, '--decay', 0.2, '--dit-steps', steps)
-    runs.run(sys.executable, '-c', DIES, 52, *words('longer', 100), code=-9)
+    inner, calls = torch.nn.functional.mse_loss, []
+
+    def mse_loss(*args, **options):
+        calls.append(1)
+        if len(calls) == 52:
+            raise Killed
+        return inner(*args, **options)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(torch.nn.functional, 'mse_loss', mse_loss)
+        runs.run_here(*words('longer', 100))
     assert 'goes on from step 50' in runs.run_here(*words('longer', 70))
     runs.run_here(*words('straight', 70))
     longer, straight = (load_file(tmp_path / name / WEIGHTS) for name in ('longer', 'straight'))
@@ -223,6 +239,7 @@ def test_crops_are_cut_where_images_are_larger(data, tmp_path):
     assert json.loads((tmp_path / 'crops' / 'transformer' / 'config.json').read_text())['sample_size'] == 16
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(data, tmp_path):
     torchrun = sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', 2, '--master_port', runs.free_port()
     words = [*SMALL, '--dit-steps', 3, '--mask', 0.5, '--lr', 0.01, '--warmup', 1]
@@ -240,3 +257,21 @@ def test_images_of_16_bits_keep_their_range(tmp_path, monkeypatch):
     Image.fromarray(np.full((8, 8), 257 * 40, np.uint16)).save(tmp_path / 'grey.png')
     image, = read_images([tmp_path], 8)
     assert image.shape == (8, 8, 3) and (image == 40).all()
+
+
+def test_labelled_images_of_16_bits_keep_their_range(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(runs.ROOT / 'tools')
+    from probe_dit import read_labelled
+    for name, level in (('bright', 90), ('dark', 40)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((8, 10), 257 * level, np.uint16)).save(tmp_path / name / 'grey.png')
+    images, labels = read_labelled(tmp_path, 8)
+    assert images.shape == (2, 8, 8, 3) and (images[0] == 90).all() and (images[1] == 40).all() and labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize('size', [0, -4])
+def test_no_images_at_a_time_are_refused(size, data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        runs.run_here(*small_words('none', data, tmp_path, '--pixels', '--dit-batch', size))
+    assert f'--dit-batch {size} cannot be shared by the number of processes, 1' in capsys.readouterr().err
+    assert not (tmp_path / 'none_work').exists()

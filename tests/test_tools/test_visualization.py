@@ -14,7 +14,7 @@ import runs
 import tiny
 import torch
 from diffusers import AutoencoderKL
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmseg.apis import inference_model, init_model
 from PIL import Image
 
@@ -67,6 +67,13 @@ def test_features_of_a_file(classifier, tmp_path):
     assert printed.split()[-1] == str(tmp_path / 'vis_features.png')
     height, width, _ = pixels(tmp_path / 'vis_features.png').shape
     assert width > 4 * height  # an image and six timesteps, one block
+
+
+def test_a_file_goes_through_the_pipeline_of_a_wrapped_set(classifier, data, tmp_path):
+    runner = runs.runner(CLS, data, tmp_path)
+    expected, loader = vis.one_image(runner.cfg, runner.model, classifier.image), runner.cfg.test_dataloader
+    loader.dataset = ConfigDict(type='RepeatDataset', times=2, dataset=loader.dataset)
+    assert torch.equal(vis.one_image(runner.cfg, runner.model, classifier.image), expected)
 
 
 def test_features_of_a_folded_dit(segmentor, tmp_path):

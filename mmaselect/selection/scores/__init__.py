@@ -5,7 +5,7 @@ ranks are put together in the order of the images, so that neither batch size no
 turns them into the score. Most scores are a mean of ratios of sums over images: these say only what the sums are of
 (``terms``), and get their value and its bootstrap from that.
 """
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -43,8 +43,10 @@ def build(score: Any, images: Any = None, task: str = 'auto') -> 'Score':
     """
     if isinstance(score, Score):
         return score
-    options = dict(type=score) if isinstance(score, str) else dict(score)
+    options = dict(type=score) if isinstance(score, str) else dict(score) if isinstance(score, Mapping) else {}
     name = options.pop('type', None)
+    if not isinstance(name, str):
+        raise ValueError(f'unknown score {score!r}: give a name, or dict(type=name) with its options')
     if name in AUTO:
         if options:
             raise ValueError(f'score {name!r} takes no options, not {sorted(options)}: name the score that they are of')
