@@ -12,8 +12,10 @@ from pathlib import Path
 
 import diffusers
 import layouts
+import pytest
 import tiny
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.utils import ManagerMixin
@@ -21,6 +23,7 @@ from packaging.version import Version
 from yapf.yapflib import yapf_api
 
 from mmaselect.extract.families import Family
+from mmaselect.selection import SelectionResult
 
 # A Runner formats its config five times, which takes longer than all else in a tiny run.
 yapf_api.FormatCode = lambda text, *_, **__: (text, True)
@@ -32,6 +35,7 @@ GRID = 2  # parts along a side that a neck with pool='grid' gives
 FAMILIES = dict(tiny.TEXT_TO_IMAGE, sd3=tiny.SD3)
 WIDTHS = dict.fromkeys(('flux', 'flux2', 'lumina2', 'z_image', 'qwen_image', 'prx'), 32)
 TRAIN, VAL = layouts.TRAIN, layouts.VAL  # images
+CURVE = SelectionResult.figure
 
 
 @functools.cache
@@ -163,6 +167,15 @@ def config(name, data, work_dir, changes=None):
     cfg.merge_from_dict({**options(name, data), **(changes or {})})
     cfg.work_dir = str(work_dir)
     return cfg
+
+
+@contextlib.contextmanager
+def blank_curves(draw=False):
+    """A blank sheet in place of the curve of a selection, which takes about as long to draw as a tiny run; or, within, the curve
+    again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SelectionResult, 'figure', CURVE if draw else lambda self: Figure(figsize=(7, 4)))
+        yield
 
 
 def runner(*args, **kwargs):

@@ -64,7 +64,7 @@ def test_timm_takes_latents_of_other_sizes(tmp_path):
 # ONNX
 
 
-TAPS = [(0, 'modulated'), (1, 'hidden'), (2, 'query'), (2, 'mlp')]
+TAPS = [(0, 'modulated'), (0, 'hidden'), (1, 'query'), (1, 'mlp')]
 
 
 def test_onnx_of_latents(tmp_path):
@@ -74,7 +74,7 @@ def test_onnx_of_latents(tmp_path):
     for count in (1, 3):
         latents, features = pair(extractor, count)
         found = run(tmp_path, latents)
-        assert list(found) == ['0.modulated', '1.hidden', '2.query', '2.mlp']
+        assert list(found) == ['0.modulated', '0.hidden', '1.query', '1.mlp']
         for ours, theirs in zip(features, found.values(), strict=True):
             torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=0, atol=1e-5)
 
@@ -82,6 +82,7 @@ def test_onnx_of_latents(tmp_path):
 @pytest.mark.parametrize('arch, options', [
     (tiny.ARCH, dict(seed=3)), (dict(tiny.ARCH, vae=dict(tiny.VAE, shift_factor=0.2)), dict(noise='none')),
     (tiny.PIXEL_ARCH, dict())])
+@pytest.mark.slow  # of ten seconds each; the tool's test is not
 def test_onnx_of_images(arch, options, tmp_path):
     extractor = tiny.extractor([(1, 'query')], arch)
     size = SIZE if arch is not tiny.PIXEL_ARCH else (12, 20)
@@ -95,16 +96,16 @@ def test_onnx_of_images(arch, options, tmp_path):
 
 
 def test_the_tool_writes_both_from_a_folder(tmp_path):
-    extractor = tiny.extractor([(2, 'hidden')])
+    extractor = tiny.extractor([(0, 'hidden')])
     DiTPipeline(extractor.family.model, extractor.encoder.vae, DDIMScheduler()).save_pretrained(tmp_path / 'dit')
-    extractor = Extractor.from_pretrained(tmp_path / 'dit', [(2, 'hidden')])
-    words = [tmp_path / 'dit', tmp_path / 'out', '--timestep', T, '--taps', '2.hidden', '--size', *SIZE]
-    assert 'model.safetensors and timm.json, t=500, taps 2.hidden' in runs.run_here(TOOL, *words)
+    extractor = Extractor.from_pretrained(tmp_path / 'dit', [(0, 'hidden')])
+    words = [tmp_path / 'dit', tmp_path / 'out', '--timestep', T, '--taps', '0.hidden', '--size', *SIZE]
+    assert 'model.safetensors and timm.json, t=500, taps 0.hidden' in runs.run_here(TOOL, *words)
     runs.run_here(TOOL, *words, '--onnx', '--with-vae')
     (latents, features), images = pair(extractor), tiny.images(2, *SIZE)
     torch.testing.assert_close(timm_blocks(tmp_path / 'out', latents)[-1], features[0], rtol=0, atol=1e-5)
     expected, = extractor(images, T)
-    np.testing.assert_allclose(run(tmp_path / 'out', images)['2.hidden'], expected.detach().numpy(), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(run(tmp_path / 'out', images)['0.hidden'], expected.detach().numpy(), rtol=0, atol=2e-5)
 
 
 def test_the_tool_takes_a_config_and_its_checkpoint(tmp_path):

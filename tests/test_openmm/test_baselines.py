@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import runs
 import torch
+from marks import quick
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.registry import MODELS, init_default_scope
@@ -180,7 +181,12 @@ def test_mae_sees_as_many_images_as_the_dit_did():
     assert cfg.train_dataloader.dataset.datasets[1].get('indices') is None
 
 
-@pytest.mark.parametrize('name', BASELINES)
+TRAINED = ('resnet18_fashion_scenes', 'resnet18_cifar10_few', 'resnet50_linear_cub', 'vit_b16_ade20k', 'vit_b16_cub',
+           'mae_frozen_fashion_mnist', 'mae_finetuned_fashion_scenes', 'mae_frozen_camvid', 'dit_attention_fashion_mnist',
+           'dit_draws_fashion_scenes')  # by make test: each kind of backbone in each toolbox
+
+
+@pytest.mark.parametrize('name', quick(BASELINES, TRAINED))
 def test_trains_and_validates(name, data, tmp_path, request, evaluated):
     changes = {}
     if name.startswith('mae'):

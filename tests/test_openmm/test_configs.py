@@ -11,6 +11,7 @@ import pytest
 import runs
 import tiny
 import torch
+from marks import quick
 from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, MODELS
 
@@ -118,8 +119,7 @@ def trained_by_make_test(name):
     return name.startswith(('aselect_ade20k', 'aselect_cub', 'aselect_fashion')) and not name.endswith('fsdp') and not text
 
 
-@pytest.mark.parametrize('name', [name if trained_by_make_test(name) else pytest.param(name, marks=pytest.mark.slow)
-                                  for name in runs.CONFIGS])
+@pytest.mark.parametrize('name', quick(runs.CONFIGS, trained_by_make_test))
 def test_trains_and_validates(name, data, tmp_path, request, monkeypatch, evaluated):
     if runs.lacking(name):
         pytest.skip('this environment has no such transformer')

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import runs
 import torch
+from marks import quick
 from mmengine.registry import init_default_scope
 from mmpretrain import ImageClassificationInferencer
 from mmseg.apis import inference_model, init_model
@@ -10,12 +11,12 @@ from mmseg.apis import inference_model, init_model
 from mmaselect.openmm import hook
 
 
-@pytest.fixture(scope='module', params=['aselect_ade20k', 'aselect_fashion_scenes'])
+@pytest.fixture(scope='module', params=quick(['aselect_ade20k', 'aselect_fashion_scenes'], ['aselect_ade20k']))
 def segmentor(request, data, tmp_path_factory):
     return train(request.param, data, tmp_path_factory.mktemp('run'))
 
 
-@pytest.fixture(scope='module', params=['aselect_cub', 'aselect_fashion_mnist'])
+@pytest.fixture(scope='module', params=quick(['aselect_cub', 'aselect_fashion_mnist'], ['aselect_cub']))
 def classifier(request, data, tmp_path_factory):
     return train(request.param, data, tmp_path_factory.mktemp('run'))
 

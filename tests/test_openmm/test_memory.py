@@ -5,6 +5,7 @@ import pytest
 import runs
 import tiny
 import torch
+from marks import quick
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
@@ -81,7 +82,7 @@ def real(cfg):
 
 
 @pytest.mark.skipif(tiny.OLD_TORCH, reason='refused')
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', quick(CASES, ('frozen', 'bfloat16, checkpointing', 'lora')))
 def test_a_prediction_is_what_a_real_step_takes(case, data, tmp_path):
     name, changes = CASES[case]
     cfg = runs.config(name, data, tmp_path, changes)

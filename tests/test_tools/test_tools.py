@@ -169,7 +169,7 @@ def check_own(checkpoint, output):
 
 
 def test_selection_alone_makes_the_choice_of_training(segmentation, data, tmp_path):
-    printed = runs.run(sys.executable, SELECT, runs.CONFIGS[SEG], '--work-dir', tmp_path, *words(SEG, data))
+    printed = runs.run_here(SELECT, runs.CONFIGS[SEG], '--work-dir', tmp_path, *words(SEG, data))
     result = SelectionResult.load(tmp_path / 'timestep_selection.json')
     assert result.candidates == SelectionResult.load(segmentation[0] / 'timestep_selection.json').candidates
     assert result.table() in printed

@@ -14,6 +14,7 @@ import runs
 import tiny
 import torch
 from diffusers import AutoencoderKL
+from marks import quick
 from mmengine.config import Config, ConfigDict
 from mmseg.apis import inference_model, init_model
 from PIL import Image
@@ -201,7 +202,7 @@ def test_mmpretrain_get_flops(classifier, tmp_path):
     assert flops(printed) > 1e5
 
 
-@pytest.mark.parametrize('file', ['scalars.json', '{}.json'])
+@pytest.mark.parametrize('file', quick(['scalars.json', '{}.json'], ['scalars.json']))
 def test_mmseg_analyze_logs(segmentor, file, tmp_path):
     pytest.importorskip('seaborn')
     for key in ('mIoU', 'loss'):
@@ -211,7 +212,7 @@ def test_mmseg_analyze_logs(segmentor, file, tmp_path):
         assert pixels(tmp_path / f'{key}.png').std() > 1
 
 
-@pytest.mark.parametrize('file', ['scalars.json', '{}.json'])
+@pytest.mark.parametrize('file', quick(['scalars.json', '{}.json'], ['scalars.json']))
 def test_mmpretrain_analyze_logs(classifier, file, tmp_path):
     session, = classifier.folder.glob('*/vis_data')
     tool, log = tool_of('mmpretrain', 'analysis_tools/analyze_logs.py'), session / file.format(session.parent.name)
@@ -236,6 +237,7 @@ def test_mmpretrain_confusion_matrix(classifier, tmp_path):
     assert matrix.sum() == 4 and pixels(tmp_path / 'matrix.png').std() > 1  # write_cub has an image per class for testing
 
 
+@pytest.mark.slow
 def test_mmseg_benchmark(segmentor, tmp_path):
     """It takes 200 images, more than the tiny set has, and its time is not looked at."""
     dataset = Config.fromfile(segmentor.config).test_dataloader.dataset.to_dict()
@@ -257,6 +259,7 @@ def test_mmpretrain_vis_cam(classifier, tmp_path):
     assert first.shape == second.shape == (32, 32, 3) and abs(first - second).mean() > 1  # another class, another heat
 
 
+@pytest.mark.slow
 def test_mmseg_vis_cam(segmentor, tmp_path):
     pytest.importorskip('pytorch_grad_cam')
     if int(importlib.metadata.version('grad-cam').split('.')[1]) >= 5:
