@@ -49,7 +49,7 @@ setup(
         'text': ['transformers', 'sentencepiece', 'protobuf'],  # for tools/encode_null_prompt.py, whose test is part of dev
         # For benchmarks/ (scikit-learn, scipy), for mmseg's analyze_logs, for what looks at TensorBoard's files, for the empty
         # prompt, for LoRA, and to build a wheel.
-        'dev': ['pytest', 'pytest-xdist', 'ruff', 'mypy', 'scikit-learn', 'scipy', 'seaborn', 'tensorboard', 'transformers',
+        'dev': ['pytest', 'pytest-xdist>=3.8', 'ruff', 'mypy', 'scikit-learn', 'scipy', 'seaborn', 'tensorboard', 'transformers',
                 'peft', 'setuptools', 'wheel'],
         'docs': ['mkdocs-material', 'mkdocstrings[python]'],
     },

@@ -11,7 +11,7 @@ from mmaselect.extract import TAPS
 from mmaselect.openmm import AutoTimestepHook, sweep_images
 from mmaselect.openmm import hook as module
 from mmaselect.registry import MODELS
-from mmaselect.selection import SelectionPolicy, SelectionResult, TensorImages
+from mmaselect.selection import SelectionPolicy, SelectionResult, TensorImages, sweep
 from mmaselect.selection.scores import build
 
 SEG, CLS, ADE = 'aselect_fashion_scenes', 'aselect_cub', 'aselect_ade20k'
@@ -144,8 +144,8 @@ def test_the_sweep_has_the_noise_of_the_backbone(noise, data, tmp_path, monkeypa
 
     def recording(*args, **kwargs):
         asked.update(kwargs)
-        return sweep(*args, **kwargs)
-    sweep = module.sweep
+        return inner(*args, **kwargs)
+    inner = module.sweep
     monkeypatch.setattr(module, 'sweep', recording)
     AutoTimestepHook().select(runs.runner(SEG, data, tmp_path, {'model.backbone.noise': noise, 'model.backbone.seed': 5}))
     assert (asked['noise'], asked['noise_seed']) == (noise, 5)
@@ -164,10 +164,16 @@ def test_the_log_has_every_remark(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name, score', [(SEG, 'probe'), (SEG, 'ridge'), (CLS, 'ridge')])
 def test_a_probe_gets_the_labels(name, score, data, tmp_path):
-    changes = {'model.neck.selection.score': score, 'model.neck.selection.num_images': 12}
-    result = AutoTimestepHook().select(runs.runner(name, data, tmp_path, changes))
-    assert result.score['type'] == 'ridge' and -1 < result.chosen.score <= 1  # of random features, by a probe worse than the mean
-    assert read(tmp_path) == result
+    changes = {'model.neck.selection.score': score, 'model.neck.selection.num_images': 12, 'model.neck.selection.controls': []}
+    runner = runs.runner(name, data, tmp_path, changes)
+    whole, model = runner.model.backbone.unfolded(), runner.model
+    result = AutoTimestepHook().select(runner)
+    assert result.score['type'] == 'ridge' and read(tmp_path) == result
+    source = sweep_images.training_sample(runner.cfg, model, model.neck.policy)
+    images, labels = (torch.cat(parts) for parts in list(zip(*source.batches(0, 12), strict=True))[1:])
+    alone = sweep(whole, TensorImages(images, labels), model.neck.policy)
+    assert [c.score for c in result.candidates] == pytest.approx([c.score for c in alone.candidates], rel=1e-4)
+    assert len({c.score for c in result.candidates}) == 3  # else this shows nothing
 
 
 def test_few_images_of_many_classes_are_chosen_on_without_labels(data, tmp_path):
