@@ -36,8 +36,8 @@ CIFAR10 := data/cifar10/meta/train.txt
 PIXELS := configs/fashion_pixel_dit/loss.png
 SEEDS ?= 0 1 2
 WORKERS ?= 2
-# The tests of a file share what they train, so they stay together.
-PARALLEL := --numprocesses $(WORKERS) --dist loadfile
+# The tests of a file share what they train, so they stay together, and begin with the longest files (tests/conftest.py).
+PARALLEL := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 COMPARED ?= configs/dit_aselect_fashion_scenes.py \
 	$(foreach name,resnet18 vit mae_frozen dit_fixed,configs/baselines/$(name)_fashion_scenes.py)
 FEW = $(BIN)/python tools/compare_labels.py --seeds $(SEEDS) --timesteps 0 50 100 261 --out benchmarks/results/compare.json

@@ -13,6 +13,15 @@ if torch.cuda.is_available():  # what must be equal to the last bit is so on a G
     torch.backends.cudnn.allow_tf32 = False
 
 
+# Files that take longest, which come first, so that the processes of make test end at about the same time.
+LONG = ('test_hook.py', 'test_tools.py', 'test_swap.py', 'test_compare.py', 'test_visualization.py', 'test_configs.py',
+        'test_baselines.py', 'test_cached.py', 'test_policy.py', 'test_pretrain_dit.py', 'test_docs.py', 'test_folding.py')
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))  # stable
+
+
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
     """A folder with all tiny datasets; see layouts.py."""

@@ -97,6 +97,9 @@ class LatentEncoder(nn.Module):
 
         A pixel DiT's latents are its images, without deviation.
         """
+        if not isinstance(images, torch.Tensor):
+            raise ValueError(f'images must be a tensor (B, {self.image_channels}, H, W), not {type(images).__name__}: '
+                             'mmaselect.extract.inputs.to_batch makes one of pictures')
         if images.ndim != 4 or images.shape[1] != self.image_channels:
             raise ValueError(f'images must be (B, {self.image_channels}, H, W), not {tuple(images.shape)}: check the channels '
                              'that the data pipeline loads')

@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -151,6 +152,8 @@ def from_arch(arch):
     Raises:
         ValueError: An unknown key, or an unknown type of transformer.
     """
+    if not isinstance(arch, Mapping):
+        raise ValueError(f'arch is a dict of transformer and, optionally, vae and scheduler, not {arch!r}')
     if not {'transformer'} <= set(arch) <= {'transformer', 'vae', 'scheduler'}:
         raise ValueError(f'arch takes transformer and, optionally, vae and scheduler; it has {sorted(arch)}')
 

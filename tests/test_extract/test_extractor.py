@@ -150,6 +150,7 @@ def test_no_timesteps_or_another_number_of_them_is_refused():
     (torch.zeros(0, 3, 16, 16), 'at least one'), (torch.zeros(1, 3, 0, 16), 'at least one'),
     (torch.zeros(1, 3, 2, 3), 'images of 2 x 3 pixels are below one token of 4 x 4: scale them up'),
     (torch.full((1, 3, 16, 16), 200, dtype=torch.uint8), r'floating point in \[-1, 1\], and these are torch.uint8'),
+    ([tiny.images()], 'must be a tensor .* not list: .*to_batch'), (None, 'not NoneType'),
     (torch.full((1, 3, 16, 16), torch.nan), 'not finite'), (torch.tensor([0., torch.inf]).expand(1, 3, 16, 2), 'not finite'),
 ])
 def test_what_is_no_batch_of_images_is_refused(images, message):

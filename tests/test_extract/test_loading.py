@@ -153,7 +153,7 @@ def test_a_hub_id_without_network_says_what_to_do(monkeypatch):
 
 
 @pytest.mark.parametrize('arch, message', [
-    ({}, 'arch takes transformer'),
+    ({}, 'arch takes transformer'), (None, 'arch is a dict of transformer'), ([tiny.DIT], 'arch is a dict of transformer'),
     (dict(transformer=tiny.DIT, unet={}), 'arch takes transformer'),
     (dict(transformer=dict(tiny.DIT, type='UNet2DModel')), "'UNet2DModel' is not supported"),
     (dict(transformer=dict(tiny.DIT, in_channels=3), scheduler=dict(type='Nothing')), "'Nothing' is not a scheduler"),
