@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import layouts
@@ -17,6 +18,7 @@ import tiny
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils import ManagerMixin
 from packaging.version import Version
@@ -180,6 +182,13 @@ def blank_curves(draw=False):
 
 def runner(*args, **kwargs):
     return Runner.from_cfg(config(*args, **kwargs))
+
+
+def images_of(*args, **kwargs):
+    """What of a Runner gives images: its config, and its data_preprocessor. Building all of one takes long."""
+    cfg = config(*args, **kwargs)
+    init_default_scope(cfg.default_scope)
+    return SimpleNamespace(cfg=cfg, model=SimpleNamespace(data_preprocessor=MODELS.build(cfg.model.data_preprocessor)))
 
 
 def run_here(script, *arguments):

@@ -34,6 +34,7 @@ def quick(program, tmp_path, capsys, *options):
     return written['rows']
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(tiny.OLD_TORCH, reason='one contender is compiled')
 def test_forward(tmp_path, capsys):
     rows = quick(forward, tmp_path, capsys)

@@ -4,6 +4,7 @@ import copy
 import pytest
 import tiny
 import torch
+from marks import quick
 from torch._dynamo.utils import counters
 
 from mmaselect.extract.noise import seeded_noise
@@ -29,8 +30,8 @@ def features(extractor, height=8, count=2, seed=0):
 
 
 @pytest.mark.skipif(tiny.OLD_TORCH, reason='refused')
-@pytest.mark.parametrize('backend', ['eager', pytest.param('aot_eager', marks=pytest.mark.slow)])
-@pytest.mark.parametrize('fold', [True, False])
+@pytest.mark.parametrize('backend', quick(['eager', 'aot_eager'], ['eager']))
+@pytest.mark.parametrize('fold', quick([True, False], [True]))
 def test_training_and_evaluation_compile_once_each(fold, backend):
     extractor = tiny.extractor(TAPS, dtype=torch.float64)
     if fold:

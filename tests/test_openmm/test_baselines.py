@@ -1,4 +1,6 @@
 """Every baseline config fits together as shipped, differs from ours in the backbone alone, and runs a step on tiny data."""
+import copy
+import functools
 import importlib
 import math
 
@@ -23,6 +25,12 @@ FINE_TUNED = ('resnet50_cub', 'vit_b16_cub')  # with a schedule of their own
 FROM_NOTHING = ('resnet18_cifar10', 'resnet18_cifar10_few')  # with augmentation and a schedule of their own
 SIZES = {'ade20k': 512, 'cub': 512, 'cifar10': 32}  # of the crops; the demo's images have 64 pixels
 CLASSES = {'ade20k': 150, 'fashion_scenes': 11, 'camvid': 11, 'cub': 200, 'fashion_mnist': 10, 'cifar10': 10}
+
+
+@functools.cache
+def shipped(name):
+    """A config as it is. Not to be changed: parsing takes long, so it is done once."""
+    return Config.fromfile(runs.ROOT / 'configs' / 'baselines' / f'{name}.py')
 
 
 @pytest.fixture
@@ -89,7 +97,7 @@ def tiny(name, data, changes=()):
 def trained(path, options, work_dir):
     """The Runner of a config after its training."""
     runs.forget()
-    cfg = Config.fromfile(path)
+    cfg = copy.deepcopy(shipped(path.stem))
     cfg.merge_from_dict(options)
     cfg.work_dir = str(work_dir)
     runner = Runner.from_cfg(cfg)
@@ -99,7 +107,7 @@ def trained(path, options, work_dir):
 
 @pytest.mark.parametrize('name', BASELINES)
 def test_differs_from_ours_in_the_backbone_alone(name, agreement):
-    ours, theirs = (Config.fromfile(path) for path in (runs.CONFIGS[f'aselect_{dataset(name)}'], BASELINES[name]))
+    ours, theirs = runs.shipped(f'aselect_{dataset(name)}'), shipped(name)
     found = {path.split('.')[0] for path, *_ in agreement.differences(ours, theirs)}
     assert found == ({'optim_wrapper', 'param_scheduler'} if name in FINE_TUNED else
                      {'train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'} if name in FROM_NOTHING else set())
@@ -110,7 +118,7 @@ def test_differs_from_ours_in_the_backbone_alone(name, agreement):
 @pytest.mark.parametrize('name', BASELINES)
 def test_parts_fit_as_shipped(name):
     """Shapes alone, on a device without memory: a ViT-B takes no time there. The demo DiT has its noise on the CPU."""
-    cfg = Config.fromfile(BASELINES[name])
+    cfg = copy.deepcopy(shipped(name))
     init_default_scope(cfg.default_scope)
     size, device = SIZES.get(dataset(name), 64), 'cpu' if name.startswith('dit') else 'meta'
     with torch.device('cpu' if 'resnet' in name else device):  # mmpretrain's ResNet computes with numbers as it is built

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import runs
 import torch
+from marks import quick
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
@@ -236,7 +237,7 @@ def started(changes, data, folder):
     return {**changes, 'load_from': str(folder / 'head.pth'), 'optim_wrapper.optimizer': dict(_delete_=True, type='SGD', lr=0.1)}
 
 
-@pytest.mark.parametrize('norm', ['channel', None])
+@pytest.mark.parametrize('norm', quick(['channel', None], ['channel']))
 def test_a_head_on_cached_features_is_that_through_the_dit(norm, probe, data, tmp_path):
     folder, counts = probe
     assert sum(counts) == 2 * (8 + 8) and max(counts) == 3  # each image of both splits once at each timestep

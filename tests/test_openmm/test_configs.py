@@ -44,7 +44,7 @@ def shipped_dit(folder):
 
 @pytest.mark.parametrize('name', runs.CONFIGS)
 def test_names_what_is_registered(name):
-    cfg = Config.fromfile(runs.CONFIGS[name])
+    cfg = runs.shipped(name)
     assert cfg.model.backbone.type == 'mmaselect.DiTBackbone' and cfg.model.neck.type == 'mmaselect.AutoTimestepNeck'
     assert [hook.type for hook in cfg.custom_hooks] == ['mmaselect.AutoTimestepHook']
     wanted = [(MODELS, list(nodes(cfg.model))), (HOOKS, [*cfg.custom_hooks, *cfg.default_hooks.values()]),
@@ -57,7 +57,7 @@ def test_names_what_is_registered(name):
 @pytest.mark.parametrize('name', runs.CONFIGS)
 def test_backbone_neck_and_head_fit(name):
     """As shipped, that is with the sizes which the runs below replace."""
-    cfg = Config.fromfile(runs.CONFIGS[name])
+    cfg = runs.shipped(name)
     taps, neck, model = cfg.model.backbone.taps, cfg.model.neck, cfg.model
     width, depth = sizes(name).values()
     assert (neck.in_channels, neck.get('num_taps', 1)) == (width, len(taps))

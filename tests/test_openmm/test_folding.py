@@ -245,6 +245,7 @@ def state_of(folder, name='iter_2.pth'):
     return torch.load(folder / name, map_location='cpu', weights_only=False)['state_dict']
 
 
+@pytest.mark.slow
 def test_fine_tuning_resumes_bit_for_bit(data, tmp_path):
     """From the choice over a checkpoint to the end, in one go and in two."""
     torch.manual_seed(0)

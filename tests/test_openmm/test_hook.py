@@ -13,6 +13,7 @@ import torch
 from diffusers import DDIMScheduler, DiTPipeline
 from marks import quick
 from mmengine.config import ConfigDict
+from mmengine.runner import Runner
 from PIL import Image
 
 from mmaselect.openmm import AutoTimestepHook, sweep_images
@@ -386,8 +387,8 @@ def test_the_random_state_is_left_alone_also_by_random_transforms(trained, data,
     assert all(torch.equal(first[index], again[index]) for index in first)
 
 
-def test_worker_processes_give_the_same_images(trained, data, tmp_path):
-    runner = runs.runner(SEG, data, tmp_path)
+def test_worker_processes_give_the_same_images(data, tmp_path):
+    runner = runs.images_of(SEG, data, tmp_path)
     runner.cfg.val_dataloader = runner.cfg.test_dataloader = None
     alone = sample(runner)
     runner.cfg.train_dataloader.num_workers = 2
@@ -399,7 +400,7 @@ def test_worker_processes_give_the_same_images(trained, data, tmp_path):
 
 def test_images_are_those_of_validation_cut_to_the_crop_size(data, tmp_path):
     larger = {'val_dataloader.dataset.pipeline.1.scale': (128, 40)}  # than the crop, on both edges
-    runner = runs.runner('aselect_ade20k', data, tmp_path, larger)
+    runner = runs.images_of('aselect_ade20k', data, tmp_path, larger)
     whole, cut = sample(runner, size=None), sample(runner)
     assert len({image.shape for image in whole.values()}) > 1  # else this shows nothing
     assert {image.shape for image in cut.values()} == {(3, 32, 32)}
@@ -428,8 +429,8 @@ def test_the_sweep_takes_the_crop_size_from_the_data_preprocessor(data, tmp_path
 
 
 def test_a_set_sorted_by_class_is_sampled_across_it(data, tmp_path):
-    runner = runs.runner(CLS, data, tmp_path)
-    labels = runner.build_dataloader(runner.cfg.train_dataloader).dataset.get_gt_labels()
+    runner = runs.images_of(CLS, data, tmp_path)
+    labels = Runner.build_dataloader(runner.cfg.train_dataloader).dataset.get_gt_labels()
     assert list(labels) == sorted(labels)
     chosen = sample(runner, num_images=6)
     assert len({labels[index] for index in chosen}) >= 3  # the first six are of two
@@ -437,7 +438,7 @@ def test_a_set_sorted_by_class_is_sampled_across_it(data, tmp_path):
 
 
 def test_ranks_share_the_images_of_one(data, tmp_path, monkeypatch):
-    runner = runs.runner('aselect_ade20k', data, tmp_path)
+    runner = runs.images_of('aselect_ade20k', data, tmp_path)
     alone = sample(runner, num_images=5)
     shares = []
     for rank in (0, 1):
@@ -459,7 +460,7 @@ def test_ranks_share_the_images_of_one(data, tmp_path, monkeypatch):
 ], ids=['repeat', 'balanced', 'concat', 'both', 'mix', 'k-fold', 'plain'])
 def test_wrapped_sets_give_each_image_once_through_the_pipeline_of_validation(wrap, share, data, tmp_path):
     """Copies of an image would tell a leave-one-out probe what the image is."""
-    runner = runs.runner(CLS, data, tmp_path)
+    runner = runs.images_of(CLS, data, tmp_path)
     plain = runner.cfg.train_dataloader.dataset
     before = copy.deepcopy(plain.to_dict())
     expected = list(sample(runner, num_images=100).values())
@@ -491,7 +492,7 @@ def test_a_pipeline_of_test_time_augmentation_is_passed_over(data, tmp_path):
 def test_transforms_may_be_given_as_classes(data, tmp_path):
     """As in MMEngine's configs in pure Python style."""
     from mmcv.transforms import LoadImageFromFile
-    runner = runs.runner(SEG, data, tmp_path)
+    runner = runs.images_of(SEG, data, tmp_path)
     expected = sample(runner)
     runner.cfg.val_dataloader.dataset.pipeline[0] = dict(type=LoadImageFromFile)
     found = sample(runner)

@@ -192,7 +192,7 @@ def labels(runner, kind, size=None):
 
 
 def test_labels_of_classes_are_those_of_the_images(data, tmp_path):
-    found = labels(runs.runner(CLS, data, tmp_path), 'image')
+    found = labels(runs.images_of(CLS, data, tmp_path), 'image')
     assert len(found) == 6
     for path, (label, _) in found.items():
         assert f'{int(label) + 1:03d}.Bird' in path  # classes count from 0, folders from 1
@@ -202,7 +202,7 @@ def test_labels_of_classes_are_those_of_the_images(data, tmp_path):
 def test_labels_of_pixels_are_those_of_the_images(size, data, tmp_path):
     """The masks are of the size of the files, and the pipeline of validation resizes the images; then they are cut."""
     resized = 0
-    for path, (label, image) in labels(runs.runner(ADE, data, tmp_path), 'pixel', size).items():
+    for path, (label, image) in labels(runs.images_of(ADE, data, tmp_path), 'pixel', size).items():
         assert label.shape == image.shape[1:]
         mask = np.asarray(Image.open(path.replace('images', 'annotations').replace('.jpg', '.png')))
         resized += mask.shape != label.shape

@@ -6,6 +6,7 @@ import pytest
 import runs
 import tiny
 import torch
+from marks import quick
 from mmengine.runner.checkpoint import load_state_dict
 from mmpretrain import ImageClassificationInferencer
 from mmseg.apis import init_model
@@ -119,7 +120,7 @@ def test_bad_options_are_refused(options, message):
 # Runs
 
 
-@pytest.fixture(scope='module', params=[SEG, CLS])
+@pytest.fixture(scope='module', params=quick([SEG, CLS], [CLS]))
 def trained(request, data, tmp_path_factory):
     """The name of the config, the runner after training and a validation, and the checkpoint."""
     folder = tmp_path_factory.mktemp('run')

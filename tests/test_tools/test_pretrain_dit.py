@@ -59,7 +59,7 @@ def refused(*words):
 @pytest.fixture(scope='module')
 def pretrained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp('pretrained')
-    runs.run_here(*pretrain_words('whole', data, folder))
+    runs.run_here(*pretrain_words('whole', data, folder, '--dit-steps', 3))
     return folder / 'whole'
 
 
@@ -108,8 +108,7 @@ def test_pretraining_takes_a_trained_vae(pretrained, data, tmp_path):
 
 
 def test_pretraining_on_pixels_with_flow_matching(data, tmp_path):
-    printed = runs.run_here(*pretrain_words('flow', data, tmp_path, '--pixels', '--prediction', 'flow', '--bf16', '--dit-steps',
-                                            100))
+    printed = runs.run_here(*pretrain_words('flow', data, tmp_path, '--pixels', '--prediction', 'flow', '--bf16', '--dit-steps', 3))
     assert 'vae' not in printed and not (tmp_path / 'flow' / 'vae').exists()
     extractor = Extractor.from_pretrained(tmp_path / 'flow')
     assert extractor.token_stride == 4 and extractor.process.signal[-1] == 0  # flow matching ends in pure noise
