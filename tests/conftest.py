@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    # MMEngine collects garbage with each dataset that it builds, and all that was imported would be gone through: half of a tiny run.
+    # MMEngine collects garbage with each dataset that it builds. Going through all that was imported was half of a tiny run.
     gc.collect()
     gc.freeze()
 
