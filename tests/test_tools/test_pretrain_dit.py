@@ -108,8 +108,8 @@ def test_pretraining_takes_a_trained_vae(pretrained, data, tmp_path):
 
 
 def test_pretraining_on_pixels_with_flow_matching(data, tmp_path):
-    printed = runs.run_here(*pretrain_words('flow', data, tmp_path, '--pixels', '--prediction', 'flow', '--bf16', '--dit-steps',
-                                            3))
+    printed = runs.run_here(*pretrain_words('flow', data, tmp_path, '--pixels', '--prediction', 'flow', '--bf16', '--depth', 2,
+                                            '--dit-steps', 3))
     assert 'vae' not in printed and not (tmp_path / 'flow' / 'vae').exists()
     extractor = Extractor.from_pretrained(tmp_path / 'flow')
     assert extractor.token_stride == 4 and extractor.process.signal[-1] == 0  # flow matching ends in pure noise
