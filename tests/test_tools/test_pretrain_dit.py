@@ -34,9 +34,11 @@ SMALL = ('--pixels', '--depth', 2, '--width', 16, '--heads', 2, '--size', 16, '-
 MASKED = (*SMALL, '--dit-steps', 60, '--mask', 0.5, '--flip', '--prediction', 'sample')
 
 
-@pytest.fixture(autouse=True)
-def tools(monkeypatch):
-    monkeypatch.syspath_prepend(str(PRETRAIN.parent))
+@pytest.fixture(autouse=True, scope='module')
+def tools():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PRETRAIN.parent))
+        yield
 
 
 def pretrain_words(name, data, folder, *options):
@@ -216,7 +218,6 @@ def test_a_full_disk_leaves_the_former_checkpoint(data, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / 'full_work').iterdir()) == ['dit.pth', 'dit_losses.csv', 'dit_probes.csv',
                                                                           'settings.json']
     monkeypatch.undo()
-    monkeypatch.syspath_prepend(str(PRETRAIN.parent))
     assert 'goes on from step 50' in runs.run_here(*small_words('full', data, tmp_path, *SMALL, '--dit-steps', 110))
 
 
