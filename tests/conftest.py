@@ -4,14 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
+# What takes seconds to import is imported in the functions: the process that hands out the tests does not run them.
 sys.path.insert(0, str(Path(__file__).parent))  # tiny.py, runs.py, layouts.py
-torch.set_num_threads(1)  # for fixtures of a wider scope than the one below
-if torch.cuda.is_available():  # what must be equal to the last bit is so on a GPU only where it is asked for
-    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.allow_tf32 = False
 
 
 # Files that take longest, which come first, so that the processes of make test end at about the same time.
@@ -24,6 +19,12 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
+    import torch
+    torch.set_num_threads(1)  # for fixtures of a wider scope than few_threads
+    if torch.cuda.is_available():  # what must be equal to the last bit is so on a GPU only where it is asked for
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.allow_tf32 = False
     # MMEngine collects garbage with each dataset that it builds. Going through all that was imported was half of a tiny run.
     gc.collect()
     gc.freeze()
@@ -60,4 +61,5 @@ def evaluated(monkeypatch):
 @pytest.fixture(autouse=True)
 def few_threads():
     # Tiny tensors: threads only cost here, and the suite shares two cores with its own subprocesses.
+    import torch
     torch.set_num_threads(1)
