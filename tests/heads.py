@@ -7,7 +7,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from mmaselect.openmm import launch
+from mmaselect.openmm import configs
 
 HEAD = dict(channels=8, num_classes=5, norm_cfg=dict(type='BN'), align_corners=False, dropout_ratio=0,
             loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False))
@@ -41,7 +41,7 @@ def train_as_one_of_two(rank, folder):
     for name in HEADS:
         torch.manual_seed(0)
         cfg = Config(dict(model=config(name, num_taps=4 if name == 'SegformerHead' else 1)))
-        launch.leave_out_levels(cfg)
+        configs.leave_out_levels(cfg)
         model = MODELS.build(cfg.model).train()
         ddp = MMDistributedDataParallel(model, broadcast_buffers=False)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)

@@ -20,7 +20,7 @@ import tiny
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
-from mmaselect.openmm import launch
+from mmaselect.openmm import configs, launch
 from mmaselect.selection import SelectionResult, candidates, scores
 from mmaselect.selection.candidates import candidate_grid
 
@@ -157,7 +157,7 @@ def train_the_swap(base, data, tmp_path, monkeypatch, evaluated):
     changes.update({'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1} if toolbox == 'mmseg' else {
         'train_dataloader.batch_size': 12})
     cfg = runs.config(path.stem, data, tmp_path / 'run', changes)
-    launch.fill_dataloaders(cfg)
+    configs.fill_dataloaders(cfg)
     launch.prepare(cfg)
     runner = launch.build_runner(cfg)
     runner.train()

@@ -34,6 +34,8 @@ from tqdm import tqdm
 
 from mmaselect.files import atomic
 from mmaselect.openmm import inherit, launch, swap
+from mmaselect.openmm.checkpoints import check_writable, latest_checkpoint
+from mmaselect.openmm.configs import nodes, type_name
 
 TOOLS = Path(__file__).resolve().parent
 PROGRESS = re.compile(r'(?:Iter|Epoch)\(\w+\)(?: *\[[ \d/]+\])+(?:.*?eta: [\d:]+)?|timestep sweep: +\d+%')
@@ -124,7 +126,7 @@ def data_of(cfg):
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
-    return Path(dataset.get('data_root') or launch.type_name(dataset)).name
+    return Path(dataset.get('data_root') or type_name(dataset)).name
 
 
 def warnings_about(cfgs):
@@ -167,7 +169,7 @@ def plan(args):
             raise ValueError(f'two configs are called {Path(config).stem}, and runs are kept by that name: rename one')
         cfgs[Path(config).stem] = load_config(config, args.cfg_options)
     warnings = warnings_about(cfgs)
-    launch.check_writable(args.work_dir)
+    check_writable(args.work_dir)
     runs = []
     for seed in dict.fromkeys(args.seeds):
         for config, (name, cfg) in zip(args.configs, cfgs.items(), strict=True):
@@ -189,7 +191,7 @@ def with_twins(configs, pretrained, folder):
         path = inherit.find(config)
         cfg = Config.fromfile(path)
         found.append(str(path))
-        if any(launch.type_name(node) == 'DiTBackbone' for node in launch.nodes(cfg.get('model'))):
+        if any(type_name(node) == 'DiTBackbone' for node in nodes(cfg.get('model'))):
             continue
         twin = folder / f'{path.stem}_dit.py'
         text = inherit.inheriting(config if '::' in config else path, cfg, swap(cfg, pretrained), twin,
@@ -267,7 +269,7 @@ def train(run, tell):
 
     run.note(commit=compare_table.commit())
     memory = call('train.py', [run.config, '--work-dir', run.folder, '--resume', '--cfg-options', *run.options], run.log, tick)
-    checkpoint = launch.latest_checkpoint(run.folder)
+    checkpoint = latest_checkpoint(run.folder)
     if checkpoint is None:
         raise RunError('train.py left no checkpoint: the config needs a CheckpointHook')
     run.note(checkpoint=checkpoint, memory=gpu_memory(run.folder) or memory)
@@ -319,10 +321,10 @@ def main():
     out = args.out or args.work_dir / 'compare.json'
     try:
         if args.swap:
-            launch.check_writable(args.work_dir)
+            check_writable(args.work_dir)
             args.configs = with_twins(args.configs, args.swap, args.work_dir / 'swapped')
         runs, warnings = plan(args)
-        launch.check_writable(out.parent, 'the folder', '--out')
+        check_writable(out.parent, 'the folder', '--out')
     except (OSError, ValueError) as error:
         parser.error(str(error))
     for sentence in warnings:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from mmaselect.extract.fingerprint import hash_of
 from mmaselect.extract.shards import Cache, write
 from mmaselect.files import atomic
-from mmaselect.openmm import AutoTimestepHook, AutoTimestepNeck, DiTBackbone, launch
+from mmaselect.openmm import AutoTimestepHook, AutoTimestepNeck, DiTBackbone, checkpoints, launch
 from mmaselect.openmm.cache_source import SplitImages, dataset_of
 from mmaselect.openmm.modules import find_module
 
@@ -258,7 +258,7 @@ def train_and_test(config, folder, options):
         def tell(_):
             bar.set_description_str(f'{folder.parent.name} {folder.name} {progress(log)}')
         call('train.py', [config, '--work-dir', folder, '--resume', '--cfg-options', *options], log, tell)
-        checkpoint = launch.latest_checkpoint(folder)
+        checkpoint = checkpoints.latest_checkpoint(folder)
         call('test.py', [config, checkpoint, '--work-dir', folder / 'test', '--cfg-options', *options], log, tell)
     found = json.loads(max((folder / 'test').glob('*/*.json')).read_text())
     return next(found[key] for key in ('mIoU', 'accuracy/top1') if key in found)
@@ -324,8 +324,8 @@ def main():
         data, *others = {data_of(cfg) for cfg in cfgs.values()}
         if others:
             raise ValueError('the configs are not on the same data: give those of one, and the same --out for the next')
-        launch.check_writable(args.work_dir)
-        launch.check_writable(out.parent, 'the folder', '--out')
+        checkpoints.check_writable(args.work_dir)
+        checkpoints.check_writable(out.parent, 'the folder', '--out')
     except (OSError, ValueError) as error:
         parser.error(str(error))
     torch.manual_seed(0)

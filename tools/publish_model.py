@@ -14,7 +14,8 @@ from mmengine.registry import init_default_scope
 
 from mmaselect.extract.loading import arch_of
 from mmaselect.files import new_folder
-from mmaselect.openmm import DiTBackbone, launch
+from mmaselect.openmm import DiTBackbone
+from mmaselect.openmm.configs import merge_data_preprocessor, nodes, type_name
 from mmaselect.openmm.modules import find_module
 from mmaselect.openmm.safe_load import CheckpointError, load
 from mmaselect.registry import MODELS
@@ -27,7 +28,7 @@ def publish(cfg: Config, checkpoint: dict) -> tuple[Config, dict]:
         ValueError: The model has no DiTBackbone or no timestep, or is not that of the config.
     """
     init_default_scope(cfg.default_scope)
-    launch.merge_data_preprocessor(cfg)
+    merge_data_preprocessor(cfg)
     model = MODELS.build(cfg.model)
     backbone = find_module(model, DiTBackbone)
     if backbone is None:
@@ -39,8 +40,8 @@ def publish(cfg: Config, checkpoint: dict) -> tuple[Config, dict]:
     timesteps = list(backbone.timesteps)
     changes = dict(pretrained=None, variant=None, revision=None, dtype=None, taps=[list(tap) for tap in backbone.extractor.taps],
                    timestep=timesteps if len(timesteps) > 1 else timesteps[0])
-    for node in launch.nodes(cfg.model):
-        if launch.type_name(node) == 'DiTBackbone':
+    for node in nodes(cfg.model):
+        if type_name(node) == 'DiTBackbone':
             node.update(changes, arch=node.get('arch') or arch_of(backbone.pretrained, node.get('revision')))
     return cfg, dict(meta=checkpoint.get('meta', {}), state_dict=model.state_dict())
 

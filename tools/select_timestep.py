@@ -9,6 +9,8 @@ fix it with ``--cfg-options model.backbone.timestep=T``.
 from mmengine.runner import autocast
 
 from mmaselect.openmm import AutoTimestepHook, launch
+from mmaselect.openmm.configs import nodes, type_name
+from mmaselect.openmm.processes import leave
 from mmaselect.openmm.safe_load import CheckpointError
 
 
@@ -18,11 +20,9 @@ def main():
     args = parser.parse_args()
     try:
         cfg = launch.load_config(args)
-        if args.checkpoint:
-            launch.check_checkpoint(args.checkpoint)
         cfg.load_from, cfg.resume = args.checkpoint, False
-        for node in launch.nodes(cfg.model):
-            if launch.type_name(node) == 'DiTBackbone':
+        for node in nodes(cfg.model):
+            if type_name(node) == 'DiTBackbone':
                 node['fold'] = False  # the sweep needs it whole, also where a checkpoint brings a choice
         launch.prepare(cfg)
     except (OSError, ValueError, CheckpointError) as error:
@@ -32,7 +32,7 @@ def main():
     with autocast(enabled=args.amp):
         AutoTimestepHook(reselect=True).select(runner)
     runner.logger.info(f'written to {runner.work_dir}/timestep_selection.json and .png')
-    launch.leave()
+    leave()
 
 
 if __name__ == '__main__':

@@ -9,6 +9,8 @@ import mmengine
 from mmengine.dist import is_main_process
 
 from mmaselect.openmm import launch
+from mmaselect.openmm.checkpoints import check_writable
+from mmaselect.openmm.processes import leave
 from mmaselect.openmm.safe_load import CheckpointError
 
 
@@ -46,11 +48,11 @@ def check_options(cfg, args):
 def save_predictions(cfg, out):
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
     if cfg.default_scope == 'mmseg':
-        launch.check_writable(out, 'the folder', '--out')
+        check_writable(out, 'the folder', '--out')
         for evaluator in evaluators:
             evaluator.update(output_dir=out, keep_results=True)
     else:
-        launch.check_writable(Path(out).parent, 'the folder', '--out')
+        check_writable(Path(out).parent, 'the folder', '--out')
         cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=out)]
 
 
@@ -88,7 +90,6 @@ def main():
     try:
         cfg = launch.load_config(args)
         check_options(cfg, args)
-        launch.check_checkpoint(args.checkpoint)
         cfg.load_from, cfg.resume = args.checkpoint, False
         if args.amp:
             cfg.test_cfg.fp16 = True
@@ -104,7 +105,7 @@ def main():
     metrics = launch.build_runner(cfg).test()
     if args.out_item == 'metrics' and is_main_process():
         mmengine.dump(metrics, args.out)
-    launch.leave()
+    leave()
 
 
 if __name__ == '__main__':

@@ -7,6 +7,10 @@ from pathlib import Path
 from mmengine.device import get_device
 
 from mmaselect.openmm import DiTBackbone, launch
+from mmaselect.openmm.checkpoints import FULL, latest_checkpoint, naming_full_disk
+from mmaselect.openmm.configs import type_name
+from mmaselect.openmm.console import log
+from mmaselect.openmm.processes import leave
 from mmaselect.openmm.safe_load import CheckpointError
 from mmaselect.openmm.sweep_images import naming_empty_set
 
@@ -43,19 +47,18 @@ def survive_kills(cfg):
     hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
     if hook.get('max_keep_ckpts') == 1:
         hook.max_keep_ckpts = 2
-        launch.log('max_keep_ckpts is 2 in place of 1: a run that is killed while saving can still be resumed')
+        log('max_keep_ckpts is 2 in place of 1: a run that is killed while saving can still be resumed')
 
 
 def start_from(cfg, resume):
     """Sets load_from and resume from the option, else from the config."""
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
-    found = launch.latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    found = latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
     cfg.resume = found is not None
     cfg.load_from = found or cfg.get('load_from')
     if cfg.load_from:
-        launch.check_checkpoint(cfg.load_from)
-        launch.log(f'{"resuming" if cfg.resume else "loading weights"} from {cfg.load_from}')
+        log(f'{"resuming" if cfg.resume else "loading weights"} from {cfg.load_from}')
 
 
 def closing_lines(runner):
@@ -89,7 +92,7 @@ def main():
     except (OSError, ValueError, CheckpointError) as error:
         parser.error(str(error))
     for hook in cfg.get('custom_hooks') or () if args.resume else ():
-        if launch.type_name(hook) == 'AutoTimestepHook':
+        if type_name(hook) == 'AutoTimestepHook':
             hook.resume = True  # the run may have been killed between its sweep and its first checkpoint
     runner = launch.build_runner(cfg)
     with naming_empty_set(cfg.train_dataloader.dataset, 'training'):
@@ -98,14 +101,14 @@ def main():
         with naming_empty_set(cfg.val_dataloader.dataset, 'validation'):
             runner.val_loop  # noqa: B018
     try:
-        with launch.naming_full_disk(cfg):
+        with naming_full_disk(cfg):
             runner.train()
     except OSError as error:
-        if error.errno not in launch.FULL:
+        if error.errno not in FULL:
             raise
         parser.exit(1, f'{error.strerror}\n')
     runner.logger.info('\n'.join(['done', *closing_lines(runner)]))
-    launch.leave()
+    leave()
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ from mmengine.runner import Runner
 
 from . import launch
 from .cache_source import SPLITS
+from .checkpoints import check_writable
 
 
 def parser(description: str, kind: str) -> argparse.ArgumentParser:
@@ -29,11 +30,9 @@ def runner_of(args: argparse.Namespace) -> Runner:
     if args.launcher != 'none':
         raise ValueError('caches are written by one process: leave --launcher out, and give the splits to several calls')
     cfg = launch.load_config(args)
-    if args.checkpoint:
-        launch.check_checkpoint(args.checkpoint)
     cfg.load_from, cfg.resume = args.checkpoint, False
     args.out = args.out or f'work_dirs/{args.kind}/{Path(args.config).stem}'
-    launch.check_writable(args.out, 'the folder of the cache', '--out')
+    check_writable(args.out, 'the folder of the cache', '--out')
     launch.prepare(cfg)
     runner = launch.build_runner(cfg)
     runner.load_or_resume()

@@ -12,15 +12,10 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from . import console
-from .checkpoints import FULL, check_checkpoint, check_writable, latest_checkpoint, naming_full_disk
-from .configs import add_forgotten_hook, fill_dataloaders, leave_out_levels, merge_data_preprocessor, nodes, type_name
-from .console import LAUNCHERS, log
-from .processes import join_cpu_processes, leave
+from .checkpoints import check_checkpoint, check_writable
+from .configs import add_forgotten_hook, fill_dataloaders, leave_out_levels, merge_data_preprocessor
+from .processes import join_cpu_processes
 from .safe_load import enable_safe_loading
-
-__all__ = ['FULL', 'add_forgotten_hook', 'build_runner', 'check_checkpoint', 'check_writable', 'fill_dataloaders',
-           'latest_checkpoint', 'leave', 'leave_out_levels', 'load_config', 'log', 'merge_data_preprocessor', 'naming_full_disk',
-           'nodes', 'parser', 'prepare', 'type_name']
 
 TOOLBOXES = ('mmseg', 'mmpretrain')
 
@@ -35,7 +30,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     options.add_argument('--no-persistent-workers', action='store_true', help='switch persistent_workers off')
     options.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
                          help='replace settings of the config: model.backbone.timestep=100, key="[a,b]" or key=a,b')
-    options.add_argument('--launcher', choices=['none', *LAUNCHERS], default='none', help='who started the processes')
+    options.add_argument('--launcher', choices=['none', *console.LAUNCHERS], default='none', help='who started the processes')
     options.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
     return options
 
@@ -66,8 +61,11 @@ def prepare(cfg: Config):
 
     Raises:
         OSError: The work dir cannot be written.
+        CheckpointError: The checkpoint of ``load_from`` cannot be used.
         ValueError: As ``leave_out_levels`` and ``join_cpu_processes``.
     """
+    if cfg.get('load_from'):
+        check_checkpoint(cfg.load_from)
     check_writable(cfg.work_dir)
     add_forgotten_hook(cfg)
     leave_out_levels(cfg)

@@ -21,6 +21,8 @@ from mmaselect.selection.candidates import candidate_grid
 
 from . import launch
 from .backbone import DiTBackbone
+from .checkpoints import check_checkpoint
+from .configs import nodes, type_name
 from .modules import find_module
 from .neck import AutoTimestepNeck
 from .sweep_images import inner_datasets, training_sample
@@ -81,7 +83,7 @@ def load_scene(args):
     """
     cfg = launch.load_config(args)
     if args.checkpoint:
-        launch.check_checkpoint(args.checkpoint)
+        check_checkpoint(args.checkpoint)
     if args.image and not Path(args.image).is_file():
         raise FileNotFoundError(f'there is no image {args.image}')
     init_default_scope(cfg.default_scope)
@@ -116,8 +118,8 @@ def training_images(cfg, model, count):
 def one_image(cfg, model, path):
     """The image (3, H, W) of a file, as the test pipeline gives it."""
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or cfg.get('train_dataloader')
-    steps = [step for step in inner_datasets(loader.dataset)[0].pipeline if launch.type_name(step) != 'LoadAnnotations']
-    if not any(launch.type_name(step) == 'LoadImageFromFile' for step in steps):
+    steps = [step for step in inner_datasets(loader.dataset)[0].pipeline if type_name(step) != 'LoadAnnotations']
+    if not any(type_name(step) == 'LoadImageFromFile' for step in steps):
         steps.insert(0, dict(type='LoadImageFromFile'))  # the dataset holds its images itself
     data = Compose(steps)(dict(img_path=str(path)))
     return model.data_preprocessor(pseudo_collate([data]), False)['inputs'][0]
@@ -132,7 +134,7 @@ def vae_decoder(cfg, backbone):
     """
     if backbone.extractor.encoder.vae is None:
         return lambda latent: latent[0]
-    node = next(n for n in launch.nodes(cfg.model) if launch.type_name(n) == 'DiTBackbone')
+    node = next(n for n in nodes(cfg.model) if type_name(n) == 'DiTBackbone')
     source = node.get('pretrained') or node.arch.get('vae')
     vae, why = None, 'the VAE has random weights'
     if isinstance(source, str):

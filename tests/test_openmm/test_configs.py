@@ -15,8 +15,8 @@ from marks import quick
 from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, MODELS
 
-from mmaselect.openmm import AutoTimestepHook, DiTBackbone, launch
-from mmaselect.openmm.launch import nodes
+from mmaselect.openmm import AutoTimestepHook, DiTBackbone, launch, processes
+from mmaselect.openmm.configs import nodes
 from mmaselect.openmm.safe_load import load
 
 NO_FSDP = 'without a GPU, FSDP of torch 2.1 does not run'
@@ -110,7 +110,7 @@ def alone(monkeypatch):
     for key, value in dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, MASTER_ADDR='127.0.0.1', MASTER_PORT=runs.free_port()).items():
         monkeypatch.setenv(key, str(value))
     yield dict(launcher='pytorch')
-    launch.leave()
+    processes.leave()
 
 
 def trained_by_make_test(name):

@@ -13,7 +13,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.fileio import LocalBackend
 from PIL import Image
 
-from mmaselect.openmm import console, launch, processes
+from mmaselect.openmm import checkpoints, configs, console, launch, processes
 from mmaselect.openmm.safe_load import BrokenCheckpointError, RefusedCheckpointError
 
 TOOLS = runs.ROOT / 'tools'
@@ -136,8 +136,8 @@ DIT, NECK = dict(type='mmaselect.DiTBackbone'), dict(type='mmaselect.AutoTimeste
 @pytest.mark.parametrize('hooks', [None, [], [dict(type='EMAHook')]])
 def test_the_forgotten_hook_is_added_once(model, hooks):
     cfg = Config(dict(model=model, custom_hooks=hooks))
-    launch.add_forgotten_hook(cfg)
-    launch.add_forgotten_hook(cfg)
+    configs.add_forgotten_hook(cfg)
+    configs.add_forgotten_hook(cfg)
     assert cfg.custom_hooks == [*(hooks or []), dict(type='mmaselect.AutoTimestepHook')]
 
 
@@ -146,7 +146,7 @@ def test_no_hook_is_added_where_none_is_needed():
                 Config(dict(model=dict(backbone=dict(type='mmpretrain.VisionTransformer'), neck=NECK))),
                 Config(dict(model=dict(backbone=DIT, neck=NECK), custom_hooks=[dict(type='AutoTimestepHook', reselect=True)]))):
         before = cfg.get('custom_hooks')
-        launch.add_forgotten_hook(cfg)
+        configs.add_forgotten_hook(cfg)
         assert cfg.get('custom_hooks') == before
 
 
@@ -155,7 +155,7 @@ def test_a_work_dir_that_cannot_be_written_is_named(tmp_path, monkeypatch, path)
     monkeypatch.chdir(tmp_path)
     Path('file').touch()
     with pytest.raises(OSError, match=f'{path} cannot be written .*--work-dir'):
-        launch.check_writable(path)
+        checkpoints.check_writable(path)
 
 
 # Checkpoints of a run that was killed
@@ -167,18 +167,18 @@ def save(path, time, **extra):
 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path):
-    assert launch.latest_checkpoint(tmp_path) is None
-    assert launch.latest_checkpoint(tmp_path / 'absent') is None
+    assert checkpoints.latest_checkpoint(tmp_path) is None
+    assert checkpoints.latest_checkpoint(tmp_path / 'absent') is None
     for number in (800, 900, 1000):
         save(tmp_path / f'iter_{number}.pth', number)
     save(tmp_path / 'best_mIoU_iter_1100.pth', 1100)
     torch.save(dict(state_dict={}), tmp_path / 'weights_1200.pth')
-    assert launch.latest_checkpoint(tmp_path) == str(tmp_path / 'iter_1000.pth')
+    assert checkpoints.latest_checkpoint(tmp_path) == str(tmp_path / 'iter_1000.pth')
     for cut, expected in (('iter_1000.pth', 'iter_900.pth'), ('iter_900.pth', 'iter_800.pth')):
         os.truncate(tmp_path / cut, 2000)
-        assert launch.latest_checkpoint(tmp_path) == str(tmp_path / expected)
+        assert checkpoints.latest_checkpoint(tmp_path) == str(tmp_path / expected)
     os.truncate(tmp_path / 'iter_800.pth', 0)
-    assert launch.latest_checkpoint(tmp_path) is None
+    assert checkpoints.latest_checkpoint(tmp_path) is None
 
 
 @pytest.mark.parametrize('content', ['', '\0\0\0', 'elsewhere/iter_7.pth', '{0}/iter_99.pth', '{0}/iter_8.pth'])
@@ -186,14 +186,14 @@ def test_last_checkpoint_may_be_empty_stale_or_dangling(tmp_path, content):
     save(tmp_path / 'iter_8.pth', 8)
     save(tmp_path / 'iter_16.pth', 16)
     (tmp_path / 'last_checkpoint').write_text(content.format(tmp_path))
-    assert launch.latest_checkpoint(tmp_path) == str(tmp_path / 'iter_16.pth')
+    assert checkpoints.latest_checkpoint(tmp_path) == str(tmp_path / 'iter_16.pth')
 
 
 def test_a_copied_folder_is_resumed_from_the_named_checkpoint(tmp_path):
     save(tmp_path / 'iter_16.pth', 1)
     save(tmp_path / 'iter_8.pth', 2)  # copied later
     (tmp_path / 'last_checkpoint').write_text('/old/place/iter_16.pth')
-    assert launch.latest_checkpoint(tmp_path) == str(tmp_path / 'iter_16.pth')
+    assert checkpoints.latest_checkpoint(tmp_path) == str(tmp_path / 'iter_16.pth')
 
 
 def test_checkpoints_kept_elsewhere_are_found(tmp_path):
@@ -202,25 +202,25 @@ def test_checkpoints_kept_elsewhere_are_found(tmp_path):
     save(tmp_path / 'out' / 'epoch_1.pth', 1)
     save(tmp_path / 'out' / 'epoch_2.pth', 2)
     (tmp_path / 'run' / 'last_checkpoint').write_text(str(tmp_path / 'out' / 'epoch_2.pth'))
-    assert launch.latest_checkpoint(tmp_path / 'run') == str(tmp_path / 'out' / 'epoch_2.pth')
+    assert checkpoints.latest_checkpoint(tmp_path / 'run') == str(tmp_path / 'out' / 'epoch_2.pth')
     os.truncate(tmp_path / 'out' / 'epoch_2.pth', 2000)
-    assert launch.latest_checkpoint(tmp_path / 'run') == str(tmp_path / 'out' / 'epoch_1.pth')
+    assert checkpoints.latest_checkpoint(tmp_path / 'run') == str(tmp_path / 'out' / 'epoch_1.pth')
 
 
 def test_a_checkpoint_with_code_stops_the_resumption(tmp_path):
     save(tmp_path / 'iter_8.pth', 8)
     save(tmp_path / 'iter_16.pth', 16, extra=argparse.Namespace())
     with pytest.raises(RefusedCheckpointError, match='iter_16.pth is refused: it holds argparse.Namespace'):
-        launch.latest_checkpoint(tmp_path)
+        checkpoints.latest_checkpoint(tmp_path)
 
 
 def test_a_named_checkpoint_that_is_broken_is_an_error(tmp_path):
     save(tmp_path / 'iter_8.pth', 8)
-    launch.check_checkpoint(str(tmp_path / 'iter_8.pth'))
-    launch.check_checkpoint('https://example.org/not_fetched.pth')
+    checkpoints.check_checkpoint(str(tmp_path / 'iter_8.pth'))
+    checkpoints.check_checkpoint('https://example.org/not_fetched.pth')
     os.truncate(tmp_path / 'iter_8.pth', 2000)
     with pytest.raises(BrokenCheckpointError, match='iter_8.pth'):
-        launch.check_checkpoint(str(tmp_path / 'iter_8.pth'))
+        checkpoints.check_checkpoint(str(tmp_path / 'iter_8.pth'))
 
 
 # Several processes
@@ -257,7 +257,7 @@ def test_a_launcher_that_did_not_launch_is_named(monkeypatch):
 
 
 def test_type_names():
-    assert [launch.type_name(ConfigDict(type=kind)) for kind in ('a.B', 'B', None, dict)] == ['B', 'B', '', 'dict']
+    assert [configs.type_name(ConfigDict(type=kind)) for kind in ('a.B', 'B', None, dict)] == ['B', 'B', '', 'dict']
 
 
 # The tools
@@ -297,7 +297,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(call, monke
     monkeypatch.setattr(LocalBackend, 'put', put)
     said = call('train.py', 'seg.py', '--resume')
     assert 'skipped a checkpoint: work_dirs/seg/iter_4.pth' in said and 'resumed epoch: 0, iter: 2' in said
-    launch.check_checkpoint('work_dirs/seg/iter_4.pth')
+    checkpoints.check_checkpoint('work_dirs/seg/iter_4.pth')
 
 
 def test_a_classifier_is_trained_and_tested(call):

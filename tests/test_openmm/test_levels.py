@@ -5,20 +5,20 @@ import torch
 from heads import HEADS, config, train_as_one_of_two
 from mmengine.config import Config
 
-from mmaselect.openmm import AutoTimestepNeck, launch
+from mmaselect.openmm import AutoTimestepNeck, configs
 from mmaselect.openmm.neck import read_levels
 
 
 @pytest.mark.parametrize('name', HEADS)
 def test_training_leaves_out_what_no_head_reads(name):
     cfg = Config(dict(model=config(name)))
-    launch.leave_out_levels(cfg)
+    configs.leave_out_levels(cfg)
     assert cfg.model.neck.levels == HEADS[name][2]
 
 
 def test_levels_that_are_named_are_left_and_have_to_do():
     cfg = Config(dict(model=config('FCNHead', levels=[0, 3])))
-    launch.leave_out_levels(cfg)
+    configs.leave_out_levels(cfg)
     assert cfg.model.neck.levels == [0, 3]
     for neck in (dict(levels=[0, 1]), dict(scales=(4, 2))):
         with pytest.raises(ValueError, match=r'decode_head DMHead reads level 2 .*set in_index of the head, or levels and'):
@@ -31,7 +31,7 @@ def test_levels_that_are_named_are_left_and_have_to_do():
 def test_where_heads_do_not_say_all_levels_are_built(change):
     model = config('UPerHead') | change
     cfg = Config(dict(model=model))
-    launch.leave_out_levels(cfg)
+    configs.leave_out_levels(cfg)
     assert read_levels(model) is None and not (isinstance(cfg.model.neck, dict) and 'levels' in cfg.model.neck)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
-from mmaselect.openmm import launch
+from mmaselect.openmm import checkpoints
 from mmaselect.selection import SelectionResult
 
 TOOLS = runs.ROOT / 'tools'
@@ -132,7 +132,7 @@ def test_a_backbone_from_nothing_is_trained_on_the_sample_of_each_seed(data, tmp
             (folder / 'metrics.json').write_text(json.dumps({'accuracy/top1': 10.0 * len(told)}))
         return 0.0
     monkeypatch.setattr(importlib.import_module('compare'), 'call', call)
-    monkeypatch.setattr(launch, 'latest_checkpoint', lambda folder: 'x.pth')
+    monkeypatch.setattr(checkpoints, 'latest_checkpoint', lambda folder: 'x.pth')
     config = runs.ROOT / 'configs' / 'baselines' / 'resnet18_cifar10_few.py'
     roots = [f'{split}_dataloader.dataset.data_root={data / "cifar10"}' for split in ('train', 'val', 'test')]
     runs.run_here(TOOLS / 'compare_labels.py', config, '--labels', 4, 'all', '--seeds', 0, 1, '--work-dir', tmp_path,

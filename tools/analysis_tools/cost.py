@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmaselect.files import atomic
 from mmaselect.openmm import DiTBackbone, launch
+from mmaselect.openmm.checkpoints import check_checkpoint
 from mmaselect.openmm.safe_load import CheckpointError
 
 WARM_UP = 5  # forward passes
@@ -118,7 +119,7 @@ def main():
     parser, args = parse_args()
     try:
         cfg = launch.load_config(args)
-        launch.check_checkpoint(args.checkpoint)
+        check_checkpoint(args.checkpoint)
         if cfg.get('test_dataloader') is None:
             raise ValueError(f'{args.config} has no test_dataloader, from which the image is taken')
         if args.repeats < 1:

@@ -62,8 +62,6 @@ def main():
         parser.error('--images and --factor must be at least 1, and one process is enough for this: leave --launcher out')
     try:
         cfg = launch.load_config(args)
-        if args.checkpoint:
-            launch.check_checkpoint(args.checkpoint)
         cfg.load_from, cfg.resume = args.checkpoint or cfg.get('load_from'), False
         launch.prepare(cfg)
     except (OSError, ValueError, CheckpointError) as error:
