@@ -104,7 +104,7 @@ class Cache:
                              'and the cache has to be written again') from error
 
 
-def find(folder, kind):
+def caches_in(folder, kind):
     """The caches in the folders of ``folder``, by their names.
 
     Raises:
@@ -120,7 +120,7 @@ def find(folder, kind):
 def check_vae(folder, encoder):
     """Raises ValueError where latents in the folders of ``folder`` were not made by this LatentEncoder."""
     own = encoder.fingerprint()
-    for cache in find(folder, 'latents').values():
+    for cache in caches_in(folder, 'latents').values():
         if cache.settings['vae'] != own:
             raise ValueError(f'the latents in {cache.folder} were made by a VAE of other weights, scaling or dtype '
                              f'({cache.settings["vae_dtype"]}) than this model has: write them again with tools/cache_latents.py')

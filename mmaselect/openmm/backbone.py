@@ -232,17 +232,10 @@ class DiTBackbone(BaseModule):
         return self
 
     def get_layer_depth(self, name: str, prefix: str = '') -> tuple[int, int]:
-        """The layer of a parameter and the number of layers, by which learning rates decay; mmpretrain's backbones have it too.
+        """The layer of a parameter and the number of layers, by which learning rates decay; as mmpretrain's backbones have it.
 
-        Layer 0 is what comes before the blocks, block i is layer i + 1, and the last layer is what follows the backbone.
-        Blocks after the last tap do not count.
-
-        Args:
-            name (str): The parameter's, in the whole model.
-            prefix (str): The backbone's in the whole model, such as 'backbone.'.
-
-        Returns:
-            tuple[int, int]: Layer and number of layers.
+        Layer 0 comes before the blocks, block i is layer i + 1, and the last layer is what follows the backbone. Blocks after
+        the last tap do not count. ``name`` is the parameter's in the whole model, and ``prefix`` the backbone's: 'backbone.'.
         """
         layers = self.extractor.taps[-1][0] + 3
         if not name.startswith(prefix):

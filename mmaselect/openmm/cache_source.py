@@ -1,6 +1,5 @@
 """The images of a config's datasets, in their order and through its own pipelines, as caches are made from them."""
 import copy
-import itertools
 import json
 import random
 
@@ -10,7 +9,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 
 from .configs import type_name
-from .sweep_images import naming_empty_set
+from .sweep_images import naming_empty_set, of_one_size
 from .transforms import contents, identity
 
 SPLITS = ('train', 'val', 'test')
@@ -116,11 +115,8 @@ class SplitImages:
         """The items at ``places``: batches of ((identity, contents) each, images (B, 3, H, W), data samples)."""
         loader = torch.utils.data.DataLoader(FixedItems(self.dataset, places), batch_size=None, num_workers=self.workers,
                                              generator=torch.Generator())
-        prepared = (self._prepared(*item) for item in loader)
-        for _, group in itertools.groupby(prepared, key=lambda item: item[1].shape):
-            while chunk := list(itertools.islice(group, self.batch_size)):
-                numbers, images, samples = zip(*chunk, strict=True)
-                yield numbers, torch.stack(images), samples
+        for numbers, images, samples in of_one_size((self._prepared(*item) for item in loader), self.batch_size):
+            yield numbers, torch.stack(images), samples
 
     def _prepared(self, number, data):
         batch = self.preprocess(pseudo_collate([data]), False)

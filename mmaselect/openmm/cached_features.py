@@ -4,7 +4,7 @@ import math
 import torch
 from mmengine.model import BaseModule
 
-from mmaselect.extract.shards import find
+from mmaselect.extract.shards import caches_in
 from mmaselect.registry import MODELS
 
 
@@ -28,7 +28,7 @@ class CachedFeatures(BaseModule):
 
     def __init__(self, cache, init_cfg=None):
         super().__init__(init_cfg)
-        caches = find(cache, 'features')
+        caches = caches_in(cache, 'features')
         models = {name: own.settings['model'] for name, own in caches.items()}
         first = next(iter(models.values()))
         if any(own != first for own in models.values()):
@@ -41,7 +41,7 @@ class CachedFeatures(BaseModule):
         self.register_buffer('tap', torch.tensor(first['tap']))
         self.grid = tuple(first.get('grid', (1, 1)))
         cells = int(next(iter(caches.values())).read(0, 'about')[1])
-        self.register_buffer('pattern', spread(cells), persistent=False)
+        self.register_buffer('pattern', signs(cells), persistent=False)
 
     def forward(self, moments):
         """Maps, one per timestep and tap, each (B, D, rows, columns * cells), of means and deviations (B, maps * D, 2, parts)."""
@@ -50,7 +50,7 @@ class CachedFeatures(BaseModule):
         return cells.unflatten(2, self.grid).flatten(3).chunk(self.num_maps, 1)
 
 
-def spread(cells):
+def signs(cells):
     """Numbers (cells,) of mean 0 and variance 1; of one cell, which has no variance, 0."""
     pattern = torch.ones(cells)
     pattern[1::2] = -1

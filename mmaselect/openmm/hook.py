@@ -20,8 +20,7 @@ from mmaselect.selection.distributed import broadcast, rank_and_size
 from .backbone import DiTBackbone
 from .cached_features import CachedFeatures
 from .configs import type_name
-from .fsdp import whole
-from .modules import find_module, unwrap
+from .modules import find_module, gathered, unwrap
 from .neck import AutoTimestepNeck
 from .sweep_images import training_sample
 
@@ -132,7 +131,7 @@ class AutoTimestepHook(Hook):
         if policy.choose_tap:
             _check_taps(backbone, policy.taps_for(extractor))
         options = dict(noise=backbone.noise, noise_seed=backbone.seed, draws=backbone.noise_draws)
-        with whole(runner.model):
+        with gathered(runner.model):
             result = self._earlier(runner, extractor, policy, options)
             again = result is not None
             if not again:

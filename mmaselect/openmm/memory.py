@@ -2,7 +2,8 @@
 
 No formulae: the real model takes a real step, on fake tensors, which have a shape and a type but no content. What autograd
 keeps for the backward pass, what checkpointing spares and what the optimizer remembers is then what they do, not what we
-believe that they do. ``Live`` watches every operator and adds up the storages that exist at each moment.
+believe that they do. ``Live`` watches every operator and adds up the storages that exist at each moment, as PyTorch's MemTracker
+does, which takes no model with frozen parameters.
 """
 import contextlib
 import copy

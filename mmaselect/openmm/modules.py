@@ -1,8 +1,10 @@
-"""Finding ours in a model of OpenMMLab's."""
+"""Finding ours in a model of OpenMMLab's, whatever is wrapped around it."""
+import contextlib
 from typing import TypeVar
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 M = TypeVar('M', bound=nn.Module)
 
@@ -17,3 +19,10 @@ def unwrap(model: nn.Module) -> nn.Module:
 def find_module(model: nn.Module, kind: type[M]) -> M | None:
     """The first module of a class in the model, or None."""
     return next((module for module in model.modules() if isinstance(module, kind)), None)
+
+
+def gathered(model: nn.Module) -> contextlib.AbstractContextManager:
+    """A context in which parts of ``model`` can be used on their own: under FSDP its weights are gathered."""
+    if isinstance(model, FullyShardedDataParallel):
+        return FullyShardedDataParallel.summon_full_params(model, writeback=False)
+    return contextlib.nullcontext()

@@ -34,7 +34,11 @@ class AttentionPool(nn.Module):
 
 
 def rescale(channels, factor):
-    """A level of the pyramid, (B, D, h, w) -> (B, D, factor h, factor w), as in ViTDet (arXiv:2203.16527, section 3)."""
+    """A level of the pyramid, (B, D, h, w) -> (B, D, factor h, factor w), as in ViTDet (arXiv:2203.16527, section 3).
+
+    Not MMSegmentation's Feature2Pyramid, which ignores the order of its rescales, fails where one of four is left out, drops the
+    last row of an odd map, and is not there with MMPretrain alone.
+    """
     up = [nn.ConvTranspose2d(channels, channels, 2, stride=2)]
     if factor == 4:
         # GroupNorm in place of ViTDet's LayerNorm over channels and BEiT's SyncBN: the same on one image as on many.

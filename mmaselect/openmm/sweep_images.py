@@ -115,6 +115,13 @@ def centre_crop(image: Tensor, size: tuple[int, int] | None) -> Tensor:
     return image[..., top:top + size[0], left:left + size[1]]
 
 
+def of_one_size(items: Iterator[tuple], most: int) -> Iterator[tuple]:
+    """Batches of at most so many items in a row whose second part, an image, has the same size: a tuple of each part's values."""
+    for _, group in itertools.groupby(items, key=lambda item: item[1].shape):
+        while chunk := list(itertools.islice(group, most)):
+            yield tuple(zip(*chunk, strict=True))
+
+
 def label_of(data_sample: Any, image: Tensor) -> Tensor | None:
     """The class of an image, or the classes of its pixels (H, W), as a tensor; None where there is no one such label."""
     if data_sample is None:
@@ -186,11 +193,9 @@ class SweepImages:
         """This rank's share of the sample from ``start`` to ``stop``: batches of (indices, images, labels or None)."""
         rank, ranks = get_dist_info()
         share = self.order[start:stop][(rank - start) % ranks::ranks]
-        for _, group in itertools.groupby(self._prepared(share), key=lambda item: item[1].shape):
-            while chunk := list(itertools.islice(group, self.batch_size)):
-                indices, images, labels = zip(*chunk, strict=True)
-                some = any(label is None for label in labels)  # such as in a set of several labels per image
-                yield list(indices), torch.stack(images), None if some else torch.stack(labels)
+        for indices, images, labels in of_one_size(self._prepared(share), self.batch_size):
+            some = any(label is None for label in labels)  # such as in a set of several labels per image
+            yield list(indices), torch.stack(images), None if some else torch.stack(labels)
 
     def _prepared(self, indices):
         loader = torch.utils.data.DataLoader(Sample(self.dataset, indices, self.seed), batch_size=None,
