@@ -2,7 +2,6 @@
 import contextlib
 import copy
 import functools
-import re
 from collections.abc import Sequence
 from numbers import Integral
 
@@ -240,9 +239,7 @@ class DiTBackbone(BaseModule):
         layers = self.extractor.taps[-1][0] + 3
         if not name.startswith(prefix):
             return layers - 1, layers
-        block = self.extractor.family.block_of(name)  # of all kinds of blocks that the family has
-        if block is None and (found := re.search(r'\b(?:transformer_)?blocks\.(\d+)\.', name)):  # of a checkpoint in another form
-            block = int(found[1])
+        block = self.extractor.family.block_of(name)
         return 0 if block is None else block + 1, layers
 
     def note(self, timesteps):

@@ -189,7 +189,7 @@ class FoldedDiT(nn.Module):
         return self.blocks[index](state, condition[index], need)
 
     def block_of(self, name):
-        found = re.search(r'(?:^|\.)blocks\.(\d+)\.', name)
+        found = re.search(r'(?:^|\.)(?:transformer_)?blocks\.(\d+)\.', name)  # as it is called here, or in the whole DiT
         return int(found[1]) if found else None
 
     def channels(self, tap):
