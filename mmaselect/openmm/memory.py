@@ -2,8 +2,8 @@
 
 No formulae: the real model takes a real step, on fake tensors, which have a shape and a type but no content. What autograd
 keeps for the backward pass, what checkpointing spares and what the optimizer remembers is then what they do, not what we
-believe that they do. ``Live`` watches every operator and adds up the storages that exist at each moment, as PyTorch's MemTracker
-does, which takes no model with frozen parameters.
+believe that they do. ``StorageCounter`` watches every operator and adds up the storages that exist at each moment. PyTorch's
+MemTracker (2.14) comes to the same where it runs, but raises where some parameters are frozen.
 """
 import contextlib
 import copy
@@ -47,7 +47,7 @@ class Memory:
     peak: int
 
 
-class Live(TorchDispatchMode):
+class StorageCounter(TorchDispatchMode):
     """Adds up the storages that exist: ``now``, and the most at once, ``peak``, in bytes. Tensors made before do not count."""
 
     def __init__(self, *before):
@@ -226,7 +226,7 @@ def predict(cfg, *, batch_size=None, size=None, device='gpu'):
 def measure(model, optimizer, loss, images, *, precision, device):
     """Takes one step and adds up."""
     own = [*model.parameters(), *model.buffers()]
-    live = Live(*own)
+    live = StorageCounter(*own)
     live._see(images.untyped_storage())
     rules = gpu_autocast() if precision and device == 'gpu' else contextlib.nullcontext()
     with live, rules:

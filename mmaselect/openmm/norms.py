@@ -13,7 +13,7 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class Without(nn.Module):
+class MaskedNorm(nn.Module):
     """A norm of the channels that are kept; the others are zero.
 
     Zero and not removed, so that a head is as wide as without this and taps may differ in what they discard. Out of the norm
@@ -35,7 +35,7 @@ def normalise(kind, channels, discarded=()):
     kept = [channel for channel in range(channels) if channel not in discarded]
     norm = (LayerNorm2d(len(kept)) if kind == 'layer' else nn.BatchNorm2d(len(kept), affine=False) if kind == 'channel'
             else nn.Identity())
-    return Without(norm, kept) if discarded else norm
+    return MaskedNorm(norm, kept) if discarded else norm
 
 
 def per_tap(discard_channels, num_taps, channels):

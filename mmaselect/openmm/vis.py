@@ -51,7 +51,7 @@ def parser(description, *, out):
 
 
 @dataclass
-class Scene:
+class VisInputs:
     """A backbone and what it is shown."""
     cfg: Config
     backbone: DiTBackbone
@@ -72,7 +72,7 @@ class Scene:
         return self.out if len(self.images) == 1 else self.out.with_stem(f'{self.out.stem}_{index}')
 
 
-def load_scene(args):
+def load_inputs(args):
     """Builds what the options of ``parser`` name.
 
     Raises:
@@ -100,7 +100,7 @@ def load_scene(args):
     blocks = sorted({block % depth if -depth <= block < depth else block for block in blocks})
     extractor.set_taps([(block, args.tap) for block in blocks])
     images = [one_image(cfg, model, args.image)] if args.image else training_images(cfg, model, args.images)
-    return Scene(cfg, backbone, extractor, images, blocks, Path(args.out or Path(cfg.work_dir, args.default_out)))
+    return VisInputs(cfg, backbone, extractor, images, blocks, Path(args.out or Path(cfg.work_dir, args.default_out)))
 
 
 def training_images(cfg, model, count):
@@ -151,32 +151,32 @@ def vae_decoder(cfg, backbone):
     return lambda latent: vae.decode((latent / vae.config.scaling_factor + shift).to(vae.dtype)).sample[0]
 
 
-def draw_features(scene, *, tap, timesteps=None):
+def draw_features(inputs, *, tap, timesteps=None):
     """A picture per image: its features over timesteps and blocks. By default six timesteps and the chosen ones.
 
     Returns:
         list[Path]: The pictures.
     """
-    process, chosen = scene.extractor.process, scene.backbone.timesteps
+    process, chosen = inputs.extractor.process, inputs.backbone.timesteps
     timesteps = timesteps or sorted({*candidate_grid(len(process), 6), *chosen})
-    latents, noise = scene.latents_and_noise()
+    latents, noise = inputs.latents_and_noise()
     with tqdm(total=len(timesteps), desc='features', unit=' timesteps') as bar:
-        colours = feature_colours(scene.extractor, latents, timesteps, [(block, tap) for block in scene.blocks], noise=noise,
+        colours = feature_colours(inputs.extractor, latents, timesteps, [(block, tap) for block in inputs.blocks], noise=noise,
                                   advance=bar.update)
     columns = ['image', *(f't = {t}\nσ {process.sigma[t].item():.2f}' for t in timesteps)]
-    for index, image in enumerate(scene.images):
-        rows = [[as_picture(image), *(colours[t][b][index] for t in timesteps)] for b in range(len(scene.blocks))]
-        grid(scene.file(index), rows, columns=columns, labels=[f'block {block}\n{tap}' for block in scene.blocks],
+    for index, image in enumerate(inputs.images):
+        rows = [[as_picture(image), *(colours[t][b][index] for t in timesteps)] for b in range(len(inputs.blocks))]
+        grid(inputs.file(index), rows, columns=columns, labels=[f'block {block}\n{tap}' for block in inputs.blocks],
              title=f'First three principal components, by timestep and block ({tap})',
              chosen_columns=[1 + column for column, t in enumerate(timesteps) if t in chosen])
-    return [scene.file(index) for index in range(len(scene.images))]
+    return [inputs.file(index) for index in range(len(inputs.images))]
 
 
-def draw_timesteps(scene, *, tap, timesteps=None, selection=None):
+def draw_timesteps(inputs, *, tap, timesteps=None, selection=None):
     """A picture per image: a row per timestep with the noisy latent, the features and, from a selection, the score.
 
     Args:
-        scene (Scene): What to show.
+        inputs (VisInputs): What to show.
         tap (str): Feature of the blocks.
         timesteps (Sequence[int] | None): By default the candidates of the selection, or ten.
         selection (SelectionResult | None): For the scores and the choice.
@@ -184,24 +184,24 @@ def draw_timesteps(scene, *, tap, timesteps=None, selection=None):
     Returns:
         list[Path]: The pictures.
     """
-    process = scene.extractor.process
+    process = inputs.extractor.process
     scores = {c.timestep: c.score for c in selection.candidates} if selection else {}
     timesteps = timesteps or list(scores) or candidate_grid(len(process), 10)
-    chosen = selection.timesteps if selection else scene.backbone.timesteps
-    latents, noise = scene.latents_and_noise()
-    decode = vae_decoder(scene.cfg, scene.backbone)
-    colours = feature_colours(scene.extractor, latents, timesteps, [(block, tap) for block in scene.blocks], noise=noise)
-    with tqdm(total=len(scene.images) * len(timesteps), desc='decoding', unit=' latents') as bar:
-        for index, (image, latent, eps) in enumerate(zip(scene.images, latents, noise, strict=True)):
+    chosen = selection.timesteps if selection else inputs.backbone.timesteps
+    latents, noise = inputs.latents_and_noise()
+    decode = vae_decoder(inputs.cfg, inputs.backbone)
+    colours = feature_colours(inputs.extractor, latents, timesteps, [(block, tap) for block in inputs.blocks], noise=noise)
+    with tqdm(total=len(inputs.images) * len(timesteps), desc='decoding', unit=' latents') as bar:
+        for index, (image, latent, eps) in enumerate(zip(inputs.images, latents, noise, strict=True)):
             rows = []
             for t in timesteps:
                 with torch.no_grad():
                     noisy = decode(process.add(latent, torch.tensor([t]), eps))[:, :image.shape[1], :image.shape[2]]
                 rows.append([as_picture(image), as_picture(noisy), *(block[index] for block in colours[t])])
                 bar.update()
-            grid(scene.file(index), rows, title='Image, what noise leaves of it, and its features, by timestep',
-                 columns=['image', 'noisy', *(f'block {block}\n{tap}' for block in scene.blocks)],
+            grid(inputs.file(index), rows, title='Image, what noise leaves of it, and its features, by timestep',
+                 columns=['image', 'noisy', *(f'block {block}\n{tap}' for block in inputs.blocks)],
                  labels=[f't = {t}\n{noise_level(process, t)}'.replace(', ', '\n') for t in timesteps],
                  notes=[f'{selection.score["type"]}\n{scores[t]:.4f}' if t in scores else '' for t in timesteps],
                  chosen_rows=[row for row, t in enumerate(timesteps) if t in chosen])
-    return [scene.file(index) for index in range(len(scene.images))]
+    return [inputs.file(index) for index in range(len(inputs.images))]

@@ -33,7 +33,7 @@ def test_pictures_show_images_as_they_are_trained_on(configs):
     def images(path):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return vis.load_scene(vis.parser('', out='x.png').parse_args([str(path), '--images', '2', '--timesteps', '40',
+            return vis.load_inputs(vis.parser('', out='x.png').parse_args([str(path), '--images', '2', '--timesteps', '40',
                                                                            '--device', 'cpu'])).images
     for own, other in zip(*map(images, configs), strict=True):
         assert torch.equal(own, other) and own.abs().max() > 1  # 255 is (255 - 20) / 127.5

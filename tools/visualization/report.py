@@ -18,10 +18,10 @@ def draw_features(run, count):
         raise ValueError(f'{run.folder} holds no config, which --draw-features needs')
     checkpoint = [str(run.checkpoint)] if run.checkpoint else []
     options = [str(run.config_file), *checkpoint, '--images', str(count), '--work-dir', str(run.folder)]
-    scene = vis.load_scene(vis.parser('', out='vis_features.png').parse_args(options))
-    vis.draw_features(scene, tap='hidden')
-    scene = vis.load_scene(vis.parser('', out='vis_timesteps.png').parse_args([*options, '--images', '1']))
-    vis.draw_timesteps(scene, tap='hidden', selection=run.selection)
+    inputs = vis.load_inputs(vis.parser('', out='vis_features.png').parse_args(options))
+    vis.draw_features(inputs, tap='hidden')
+    inputs = vis.load_inputs(vis.parser('', out='vis_timesteps.png').parse_args([*options, '--images', '1']))
+    vis.draw_timesteps(inputs, tap='hidden', selection=run.selection)
 
 
 def main():

@@ -13,7 +13,7 @@ def main():
     parser = vis.parser(__doc__.split('\n')[0], out='vis_features.png')
     args = parser.parse_args()
     try:
-        pictures = vis.draw_features(vis.load_scene(args), tap=args.tap, timesteps=args.timesteps)
+        pictures = vis.draw_features(vis.load_inputs(args), tap=args.tap, timesteps=args.timesteps)
     except (OSError, ValueError, FloatingPointError, CheckpointError) as error:
         parser.error(str(error))
     print('written:', *pictures, sep='\n')

@@ -16,10 +16,10 @@ def main():
     parser.add_argument('--selection', metavar='FILE', help="a sweep's (default: the work dir's timestep_selection.json)")
     args = parser.parse_args()
     try:
-        scene = vis.load_scene(args)
-        file = Path(args.selection or Path(scene.cfg.work_dir, 'timestep_selection.json'))
+        inputs = vis.load_inputs(args)
+        file = Path(args.selection or Path(inputs.cfg.work_dir, 'timestep_selection.json'))
         selection = SelectionResult.load(file) if args.selection or file.is_file() else None
-        pictures = vis.draw_timesteps(scene, tap=args.tap, timesteps=args.timesteps, selection=selection)
+        pictures = vis.draw_timesteps(inputs, tap=args.tap, timesteps=args.timesteps, selection=selection)
     except (OSError, ValueError, FloatingPointError, CheckpointError) as error:
         parser.error(str(error))
     print('written:', *pictures, sep='\n')
