@@ -18,8 +18,8 @@ from mmaselect.selection.choice import plateau_centre
 
 RESULTS = record.ROOT / 'benchmarks' / 'results'
 SEEN = 128  # images that a sweep looks at
-# Of the picture, the first three that are measured: their best timesteps differ.
-FIGURE = 'CIFAR-10 pixel', 'noisy pixel', 'CamVid', 'segmentation', 'CIFAR-10, half size', 'CIFAR-10'
+# Of the picture, with their titles: their best timesteps differ.
+FIGURE = {'CIFAR-10 pixel': 'CIFAR-10, pixel DiT', 'noisy pixel': 'noisy Fashion-MNIST, pixel DiT', 'CamVid': 'CamVid, latent DiT'}
 SHOWN = 'default', 'default, labels', 'hfr', 't=0', 't=50', 't=100', 't=261', 'best t in hindsight'  # for every setting
 CONSTANTS = 0, 50, 100, 261  # the cleanest, and what the literature takes: DDPM-seg, REPA's analyses, DIFT
 TESTS = 'accuracy_1', 'accuracy_2'
@@ -240,7 +240,7 @@ def figure(rows, settings, path, rule='default'):
             place = int(places.median())
             chosen = axes.plot(ts[place], mean[place], 'o', color='tab:red', markersize=9, fillstyle='none')[0]
         fixed = axes.axvline(261, color='tab:blue', linestyle=':')
-        axes.set(title=setting, xlabel='timestep t')
+        axes.set(title=FIGURE.get(setting, setting), xlabel='timestep t')
     axes.legend([chosen, fixed], ['chosen without labels', 't = 261 (DIFT)'], fontsize='small')
     sheet.axes[0].set_ylabel('accuracy or mIoU of a probe, %')
     sheet.savefig(path, dpi=110)
@@ -258,7 +258,7 @@ def main(argv=None):
         record.write(args.summary, head, judged(rows))
     if args.figure:
         measured = {row['setting'] for row in rows}
-        figure(rows, [name for name in FIGURE if name in measured][:3], args.figure)
+        figure(rows, [name for name in FIGURE if name in measured] or sorted(measured)[:3], args.figure)
 
 
 if __name__ == '__main__':
