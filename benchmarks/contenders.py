@@ -55,6 +55,25 @@ def hooked(model, block, tap):
     return forward
 
 
+def by_hand(setting):
+    """Calls diffusers' modules one by one, up to the tap: what reading its own forward has to be as fast as."""
+    extractor = setting.extractor([(setting.block, setting.tap)])
+    family, model, (latent, noise) = extractor.family, extractor.family.model, setting.latent()
+    embed, t = family.overrides()[model.pos_embed], torch.tensor([TIMESTEP])
+    condition = dict(timestep=torch.full((setting.batch,), TIMESTEP, device=setting.device),
+                     class_labels=torch.full((setting.batch,), model.config.num_embeds_ada_norm, device=setting.device))
+
+    def run():
+        x = embed(extractor.process.add(latent, t, noise))
+        for block in model.transformer_blocks[:setting.block]:
+            x = block(x, **condition)
+        block = model.transformer_blocks[setting.block]
+        x = block(x, **condition) if setting.tap == 'hidden' else block.attn1.to_q(
+            block.norm1(x, **condition, hidden_dtype=x.dtype)[0])
+        return on_grid(x, (sizes.side(setting.tokens),) * 2)
+    return run, model.parameters()
+
+
 def on_grid(tokens, grid):
     """(B, N, D) -> (B, D, h, w)."""
     return tokens.transpose(1, 2).unflatten(2, grid)
@@ -137,8 +156,8 @@ def products(setting):
     return run, [*embed, *(weight for pair in blocks for layers in pair for weight in layers)]
 
 
-CONTENDERS = {'matrix products': products, 'diffusers, hooks': diffusers, 'unfolded': unfolded, 'folded': folded,
-              'folded, compiled': compiled, 'timm ViT': timm}
+CONTENDERS = {'matrix products': products, 'diffusers, hooks': diffusers, 'by hand': by_hand, 'unfolded': unfolded,
+              'folded': folded, 'folded, compiled': compiled, 'timm ViT': timm}
 
 
 def build(name, setting):

@@ -6,6 +6,10 @@ prints a table and writes benchmarks/results/forward.json. The contenders take t
 the rounds. That all but the matrix products give the same features is checked first. On a GPU:
 
     python benchmarks/forward.py --device cuda --dtype bfloat16 --attention flash_attention
+
+What it costs that diffusers' own forward is read, beside its modules called by hand up to the tap (the column 'to by hand'):
+
+    python benchmarks/forward.py --contenders unfolded 'by hand' --batches 8 --memory none --out reader.json
 """
 import record
 import sizes
@@ -15,10 +19,11 @@ import torch._dynamo
 from contenders import CONTENDERS, Setting, build, build_run
 from tqdm import tqdm
 
-LIMIT, PEER = 'matrix products', 'diffusers, hooks'
+LIMIT, PEER, HAND = 'matrix products', 'diffusers, hooks', 'by hand'
 TOLERANCE = dict(float32=1e-4, bfloat16=0.1)  # of the greatest value
 COLUMNS = {'tap': 'tap', 'batch': 'batch', 'contender': 'name', **timing.TIMES, 'to the limit': ('ratio_to_limit', '.2f'),
-           'to diffusers': ('ratio_to_diffusers', '.2f'), 'parameters, M': ('millions', '.1f'), 'peak MiB': ('peak_mib', '.0f')}
+           'to diffusers': ('ratio_to_diffusers', '.2f'), 'to by hand': ('ratio_to_by_hand', '.3f'),
+           'parameters, M': ('millions', '.1f'), 'peak MiB': ('peak_mib', '.0f')}
 
 
 def check(features, dtype):
@@ -50,7 +55,8 @@ def measure(setting, names, args):
     return [dict(name=name, arch=sizes.name(setting.size), tap=f'{setting.block}.{setting.tap}', batch=setting.batch,
                  tokens=setting.tokens, device=setting.device, dtype=setting.dtype, attention=setting.attention,
                  **timing.summary(times.get(name)), ratio_to_limit=timing.ratio(times, name, LIMIT),
-                 ratio_to_diffusers=timing.ratio(times, name, PEER), parameters=parameters[name], peak_mib=peaks.get(name))
+                 ratio_to_diffusers=timing.ratio(times, name, PEER), ratio_to_by_hand=timing.ratio(times, name, HAND),
+                 parameters=parameters[name], peak_mib=peaks.get(name))
             for name in names]
 
 

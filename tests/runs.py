@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import diffusers
 import layouts
 import pytest
 import tiny
@@ -21,10 +20,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils import ManagerMixin
-from packaging.version import Version
 from yapf.yapflib import yapf_api
 
-from mmaselect.extract.families import Family
+from mmaselect.extract.loading import class_of
 from mmaselect.selection import SelectionResult
 
 # A Runner formats its config five times, which takes longer than all else in a tiny run.
@@ -34,8 +32,8 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = {path.stem.removeprefix('dit_'): path for path in sorted((ROOT / 'configs').glob('*.py'))}
 WIDTH = tiny.DIT['num_attention_heads'] * tiny.DIT['attention_head_dim']
 GRID = 2  # parts along a side that a neck with pool='grid' gives
-FAMILIES = dict(tiny.TEXT_TO_IMAGE, sd3=tiny.SD3)
-WIDTHS = dict.fromkeys(('flux', 'flux2', 'lumina2', 'z_image', 'qwen_image', 'prx'), 32)
+FAMILIES = dict(tiny.TEXT_TO_IMAGE, sd3=tiny.SD3, pixart=tiny.PIXART, lightningdit=tiny.LIGHTNING)
+WIDTHS = dict.fromkeys(('flux', 'flux2', 'flux2_klein', 'lumina2', 'z_image', 'qwen_image', 'prx'), 32) | dict(pixart=24)
 TRAIN, VAL = layouts.TRAIN, layouts.VAL  # images
 CURVE = SelectionResult.figure
 
@@ -53,8 +51,11 @@ def family_of(name):
 
 def lacking(name):
     """Whether this environment's diffusers or PyTorch is too old for a config's transformer."""
-    kind = FAMILIES.get(family_of(name), dict(type='DiTTransformer2DModel'))['type']
-    return not hasattr(diffusers, kind) or Version(torch.__version__) < Version(Family.known[kind].needs)
+    try:
+        class_of(FAMILIES.get(family_of(name), dict(type='DiTTransformer2DModel'))['type'])
+    except ValueError:
+        return True
+    return False
 
 
 def segments(name):
@@ -65,7 +66,8 @@ def segments(name):
 def model_options(name):
     """A tiny model in place of the shipped one; of the controls, which are small, only the VAE is replaced."""
     family = family_of(name)
-    vae = {f'model.backbone.arch.vae.{key}': value for key, value in (tiny.FLUX2_VAE if family == 'flux2' else tiny.VAE).items()}
+    vae = tiny.FLUX2_VAE if family.startswith('flux2') else tiny.VAE
+    vae = {f'model.backbone.arch.vae.{key}': value for key, value in vae.items()}
     if name.startswith('random'):
         return vae if 'vae' in shipped(name).model.backbone.arch else {}
     transformer, width = FAMILIES.get(family, tiny.DIT), WIDTHS.get(family, WIDTH)

@@ -36,6 +36,9 @@ TEXT_TO_IMAGE = dict(  # by the name of their family's file
                     num_attention_heads=2, joint_attention_dim=12, axes_dims_rope=(4, 6, 6)),
     prx=dict(type='PRXTransformer2DModel', in_channels=4, context_in_dim=12, hidden_size=32, mlp_ratio=2.0, num_heads=2,
              depth=4, axes_dim=[8, 8]))
+TEXT_TO_IMAGE['flux2_klein'] = dict(TEXT_TO_IMAGE['flux2'], guidance_embeds=False)
+LIGHTNING = dict(type='LightningDiTTransformer2DModel', num_attention_heads=2, attention_head_dim=8, in_channels=4,
+                 out_channels=4, num_layers=4, ffn_dim=24, sample_size=8, num_embeds_ada_norm=5)
 FLUX2_VAE = dict({key: value for key, value in VAE.items() if key != 'scaling_factor'}, type='AutoencoderKLFlux2')
 PIXEL_ARCH = dict(transformer=dict(DIT, in_channels=3, out_channels=3))
 

@@ -99,7 +99,7 @@ def load_vae(folder: str | Path, channels: int | None = None, *, variant: str | 
     name = _config(parent, part)['_class_name']
     if name not in Adapter.known:
         raise ValueError(f'{parent / part} is a {name}: the known VAEs are {", ".join(Adapter.known)}')
-    vae = _load(_of_diffusers(name), parent, part, variant=variant)
+    vae = _load(class_of(name), parent, part, variant=variant)
     found = adapter(vae).channels
     if channels not in (None, found):
         raise ValueError(f'{parent / part}/config.json: the latents of this {name} have {found} channels and the DiT takes '
@@ -164,7 +164,7 @@ def from_arch(arch):
     name, options = split('transformer', 'DiTTransformer2DModel')
     if name not in FAMILIES:
         raise ValueError(f'arch.transformer.type {name!r} is not supported: choose one of {", ".join(FAMILIES)}')
-    transformer = _of_diffusers(name)(**options)
+    transformer = class_of(name)(**options)
     vae = None
     if isinstance(arch.get('vae'), str):
         vae = load_vae(_local(arch['vae'], ('vae/*.json', '*.json'), weights=('vae',)))
@@ -172,7 +172,7 @@ def from_arch(arch):
         kind, options = split('vae', 'AutoencoderKL')
         if kind not in Adapter.known:
             raise ValueError(f'arch.vae.type {kind!r} is not supported: choose one of {", ".join(Adapter.known)}')
-        vae = _of_diffusers(kind)(**options)
+        vae = class_of(kind)(**options)
     return Parts(transformer, vae, _process(*split('scheduler', 'DDIMScheduler')), null_prompt.seeded(transformer))
 
 
@@ -200,10 +200,17 @@ def _transformer_class(folder):
     if name not in FAMILIES:
         raise ValueError(f'{folder}/transformer is a {name}: the known transformers are {", ".join(FAMILIES)}. To add it, copy '
                          'the file of the one most like it in mmaselect/extract/families/')
-    return _of_diffusers(name)
+    return class_of(name)
 
 
-def _of_diffusers(name):
+def class_of(name: str) -> type:
+    """The class of a transformer or VAE: diffusers', or ours where it has none.
+
+    Raises:
+        ValueError: The installed diffusers lacks it, or PyTorch is too old for it.
+    """
+    if ours := getattr(FAMILIES.get(name), 'ours', None):
+        return ours
     if not hasattr(diffusers, name):
         raise ValueError(f'diffusers {diffusers.__version__} has no {name}: install a newer one, pip install -U diffusers')
     needed = FAMILIES[name].needs if name in FAMILIES else '0'

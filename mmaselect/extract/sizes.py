@@ -3,7 +3,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import diffusers
 import torch
 
 from . import loading, null_prompt
@@ -39,7 +38,7 @@ def sizes(source: str | Path | Mapping) -> Sizes:
         name, vae = transformer.pop('type', 'DiTTransformer2DModel'), source.get('vae')
         if name not in FAMILIES:
             raise ValueError(f'arch.transformer.type {name!r} is not supported: choose one of {", ".join(FAMILIES)}')
-        cls = getattr(diffusers, name)
+        cls = loading.class_of(name)
         if isinstance(vae, str):
             vae = loading._config(loading._local(vae, CONFIGS), 'vae')
     else:
@@ -50,7 +49,8 @@ def sizes(source: str | Path | Mapping) -> Sizes:
         model = cls.from_config(transformer)
     family = family_of(model, null_prompt.seeded(model))
     with torch.device('meta'):
-        autoencoder = vae and diffusers.AutoencoderKL.from_config({k: v for k, v in vae.items() if k != 'type'})
-        encoder = LatentEncoder(autoencoder or None, patch_size=family.patch_size, channels=family.in_channels)
+        kind = vae and (vae.get('type') or vae.get('_class_name') or 'AutoencoderKL')
+        autoencoder = loading.class_of(kind).from_config({k: v for k, v in vae.items() if k != 'type'}) if vae else None
+        encoder = LatentEncoder(autoencoder, patch_size=family.patch_size, channels=family.in_channels)
     sample = family.config.get('sample_size')
     return Sizes(family.depth, family.width, encoder.token_stride, sample and sample * encoder.stride)

@@ -19,7 +19,8 @@ from contenders import Setting, build
 from torch.utils.flop_counter import FlopCounterMode
 
 TIMES = {'name', 'arch', 'device', 'dtype', 'median_ms', 'min_ms', 'max_ms', 'rounds'}
-FORWARD = TIMES | {'tap', 'batch', 'tokens', 'attention', 'ratio_to_limit', 'ratio_to_diffusers', 'parameters', 'peak_mib'}
+FORWARD = TIMES | {'tap', 'batch', 'tokens', 'attention', 'ratio_to_limit', 'ratio_to_diffusers', 'ratio_to_by_hand',
+                   'parameters', 'peak_mib'}
 
 
 def quick(program, tmp_path, capsys, *options):
@@ -50,7 +51,7 @@ def test_forward(tmp_path, capsys):
 def test_what_was_not_run_is_said_to_be_not_measured(tmp_path, capsys):
     rows = quick(forward, tmp_path, capsys, '--contenders', 'folded', '--batches', '1', '--tokens', '4')
     assert [row['ratio_to_limit'] for row in rows] == [None] * 3
-    assert forward.report(rows).count('| not measured | not measured | 0.0 | not measured |') == 3
+    assert forward.report(rows).count('| not measured | not measured | not measured | 0.0 | not measured |') == 3
 
 
 def test_forward_refuses_contenders_that_differ():

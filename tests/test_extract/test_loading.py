@@ -94,7 +94,8 @@ def test_missing_and_unexpected_keys_are_named(folder, layers):
 
 def test_an_unknown_transformer_is_named(folder):
     edit(folder / 'transformer' / 'config.json', _class_name='UNet2DModel')
-    with pytest.raises(ValueError, match='is a UNet2DModel: the known transformers are DiTTransformer2DModel'):
+    with pytest.raises(ValueError, match='is a UNet2DModel: the known transformers are DiTTransformer2DModel.*'
+                                         r'To add it, copy the file .* in mmaselect/extract/families/'):
         loading.from_pretrained(folder)
 
 

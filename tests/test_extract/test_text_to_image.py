@@ -13,7 +13,6 @@ from mmaselect.selection.policy import upper_taps
 
 ARCHS = dict(tiny.TEXT_TO_IMAGE)
 ARCHS['flux schnell'] = dict(ARCHS['flux'], guidance_embeds=False)
-ARCHS['flux2 klein'] = dict(ARCHS['flux2'], guidance_embeds=False)
 # The stock stack's diffusers and PyTorch have some.
 HERE = [name for name, arch in ARCHS.items() if hasattr(diffusers, arch['type'])
         and Version(torch.__version__) >= Version(FAMILIES[arch['type']].needs)]
@@ -162,6 +161,10 @@ def test_it_is_saved_loaded_and_swept(name, tmp_path):
     names = type(made.family).null_shapes(made.family.config, TOKENS)
     null_prompt.save(tmp_path / null_prompt.FILE, {key: getattr(made.family, f'null_{key}') for key in names},
                      made.family.model)
+    other = {key: getattr(made.family, f'null_{key}')[..., 1:] for key in names}
+    null_prompt.save(tmp_path / 'other' / null_prompt.FILE, other, made.family.model)
+    with pytest.raises(ValueError, match=r'is of another model: it has .*\(1, 5, 11\).*takes .*\(1, 5, 12\)'):
+        null_prompt.load(tmp_path / 'other', made.family.model, tmp_path)
     loaded = Extractor.from_pretrained(tmp_path, [(1, 'value'), (-1, 'hidden')]).eval()
     images = tiny.images(6, 16, 24)
     for one, other in zip(made(images, 300), loaded(images, 300), strict=True):

@@ -57,6 +57,16 @@ def by_hand(vae, images):
     return (mode - vae.bn.running_mean.view(1, -1, 1, 1)) / std
 
 
+def test_an_image_below_one_token_of_32_pixels_is_refused():
+    levels = dict(encoder_block_out_channels=(8,) * 6, decoder_block_out_channels=(8,) * 6,
+                  encoder_block_types='ResBlock', decoder_block_types='ResBlock', encoder_layers_per_block=(1,) * 6,
+                  decoder_layers_per_block=(1,) * 6, encoder_qkv_multiscales=((),) * 6, decoder_qkv_multiscales=((),) * 6)
+    large = LatentEncoder(diffusers.AutoencoderDC(**dict(OPTIONS['AutoencoderDC'], **levels)), patch_size=1, channels=4)
+    with pytest.raises(ValueError, match='images of 31 x 24 pixels are below one token of 32 x 32: scale them up'):
+        large(torch.zeros(1, 3, 31, 24))
+    assert large(torch.zeros(1, 3, 33, 24)).shape == (1, 4, 2, 1)
+
+
 @every_vae
 def test_latents_are_those_of_the_pipelines(name):
     ours, images = encoder(name), tiny.images(2, 16, 24, dtype=torch.float64)

@@ -24,7 +24,8 @@ DIT_XL_2 = dict(width=1152, depth=28)  # Peebles and Xie 2023, arXiv:2212.09748,
 # By the config.json of their transformers. SD3's width is 64 times its depth (arXiv:2403.03206, section 4).
 SIZES = dict(sd3=dict(width=1536, depth=24), flux=dict(width=3072, depth=57), flux2=dict(width=6144, depth=56),
              lumina2=dict(width=2304, depth=28), z_image=dict(width=3840, depth=32), sana=dict(width=2240, depth=20),
-             qwen_image=dict(width=3072, depth=60))
+             qwen_image=dict(width=3072, depth=60), flux2_klein=dict(width=3072, depth=25), prx=dict(width=1792, depth=16),
+             pixart=dict(width=1152, depth=28), lightningdit=dict(width=1152, depth=28))
 
 
 def sizes(name):
@@ -127,9 +128,11 @@ def test_trains_and_validates(name, data, tmp_path, request, monkeypatch, evalua
     # In place of drawing, which takes long and is tested elsewhere.
     monkeypatch.setattr(AutoTimestepHook, '_report', lambda self, runner, result: results.append(result))
     shipped = runs.shipped(name)
+    family = runs.family_of(name)
     changes = {'launcher': 'none', 'model.neck.selection.controls': [], 'default_hooks.checkpoint.save_last': False}
     if runs.segments(name):
-        changes.update({'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1, 'default_hooks.checkpoint.interval': 5})
+        changes.update({'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1,
+                        'default_hooks.checkpoint.interval': 1 if family else 5})
     else:
         changes.update({'train_dataloader.batch_size': 12})
     if shipped.get('strategy'):
@@ -165,6 +168,23 @@ def test_trains_and_validates(name, data, tmp_path, request, monkeypatch, evalua
     classes = runner.val_dataloader.dataset.metainfo.get('classes')
     head = shipped.model.decode_head if runs.segments(name) else shipped.model.head
     assert classes is None or len(classes) == head.num_classes
+    if family:
+        resumes(name, data, tmp_path, changes, runner)
+        assert len(results) == 1  # the choice is the checkpoint's
+
+
+def resumes(name, data, folder, changes, before):
+    """Trains on for a step from the checkpoint of the first."""
+    cfg = runs.config(name, data, folder, {**changes, 'resume': True, 'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2})
+    launch.prepare(cfg)
+    runner = launch.build_runner(cfg)
+    runner.load_or_resume()
+    states = [{key: value for key, value in one.model.state_dict().items() if 'num_batches' not in key}
+              for one in (before, runner)]
+    assert runner.iter == 1 and states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    runner.train()
+    assert runner.iter == 2 and math.isfinite(runner.message_hub.log_scalars['train/loss'].current())
 
 
 @pytest.mark.slow

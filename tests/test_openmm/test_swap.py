@@ -13,6 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmaselect.extract.sizes import sizes
 from mmaselect.openmm import inherit, swap
+from mmaselect.openmm.published import PUBLISHED
 from mmaselect.openmm.swap import SwapError, explain, importable, spread
 
 sys.path.insert(0, str(runs.ROOT / 'benchmarks'))
@@ -212,6 +213,10 @@ def test_sizes_are_read_without_weights():
     assert (found.width, found.token_stride, found.image_size) == (128, 8, 64)
     assert [sizes(arch).width for arch in (tiny.ARCH, dict(transformer=tiny.SD3, vae=tiny.VAE))] == [16, 16]
     assert sizes(tiny.PIXEL_ARCH).token_stride == 2
+    sana = sizes(PUBLISHED['Efficient-Large-Model/Sana_1600M_1024px_diffusers'])  # whose VAE is of another class
+    assert (sana.width, sana.depth, sana.token_stride, sana.image_size) == (2240, 20, 32, 1024)
+    lightning = sizes(PUBLISHED['checkpoints/lightningdit_xl_256'])  # whose transformer is none of diffusers'
+    assert (lightning.width, lightning.depth, lightning.token_stride, lightning.image_size) == (1152, 28, 16, 256)
 
 
 REFUSED = [

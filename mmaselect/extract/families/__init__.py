@@ -16,6 +16,7 @@ own forward is run and read (``extract.reader``), so that the file says only wha
   ``__init__``, behind super's;
 - ``overrides()``: functions to be called in place of some modules' forward, such as positions of grids that diffusers lacks;
 - ``probed``: blocks that papers found best, by the model's depth, for the sweep to try them where it chooses the tap;
+- ``ours``: the model's class where diffusers has none; a ``ModelMixin`` with ``ConfigMixin``, as LightningDiT's;
 - ``pos_scales``, where there is a choice of positions on other grids than the training's: its names, of which the attribute
   ``pos_scale`` holds one.
 

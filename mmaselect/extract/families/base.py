@@ -46,6 +46,7 @@ class Family(nn.Module):
     probed: dict[int, tuple[int, ...]] = {}  # of a model of so many blocks: those that papers found best
     encoded: tuple[str | None, ...] = ()
     timesteps = None  # all are possible
+    ours: type[nn.Module] | None = None  # the model's class where diffusers has none
 
     def __init_subclass__(cls, wraps: str, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -1,0 +1,11 @@
+# PixArt-Sigma under UPerNet, otherwise as with DiT. Block 14 is the middle of 28: no paper has measured which is best.
+# Before the first run, encode the empty prompt once: python tools/encode_null_prompt.py <the same folder or hub id>
+pretrained = 'PixArt-alpha/PixArt-Sigma-XL-2-1024-MS'  # hub id, or the path of a folder in its layout
+width = 1152
+
+_base_ = ['dit_aselect_ade20k.py']
+model = dict(
+    backbone=dict(pretrained=pretrained, taps=[(14, 'hidden')]),
+    neck=dict(in_channels=width, num_taps=1),
+    decode_head=dict(in_channels=[width] * 4),
+    auxiliary_head=dict(in_channels=width))
