@@ -19,7 +19,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from packaging.version import Version
 
 from . import null_prompt
-from .families import FAMILIES
+from .families import FAMILIES, TO_ADD
 from .noise import NoiseProcess
 from .vae import Adapter, adapter
 
@@ -163,7 +163,7 @@ def from_arch(arch):
 
     name, options = split('transformer', 'DiTTransformer2DModel')
     if name not in FAMILIES:
-        raise ValueError(f'arch.transformer.type {name!r} is not supported: choose one of {", ".join(FAMILIES)}')
+        raise ValueError(f'arch.transformer.type {name!r} is not supported: choose one of {", ".join(FAMILIES)}. {TO_ADD}')
     transformer = class_of(name)(**options)
     vae = None
     if isinstance(arch.get('vae'), str):
@@ -198,8 +198,7 @@ def _transformer_class(folder):
     if name == 'Transformer2DModel':
         name = LEGACY.get(config.get('norm_type'), name)
     if name not in FAMILIES:
-        raise ValueError(f'{folder}/transformer is a {name}: the known transformers are {", ".join(FAMILIES)}. To add it, copy '
-                         'the file of the one most like it in mmaselect/extract/families/')
+        raise ValueError(f'{folder}/transformer is a {name}: the known transformers are {", ".join(FAMILIES)}. {TO_ADD}')
     return class_of(name)
 
 

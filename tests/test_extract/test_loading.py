@@ -1,12 +1,14 @@
 import json
 import shutil
 
+import diffusers
 import pytest
 import tiny
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
 
 from mmaselect.extract import Extractor, loading
+from mmaselect.extract.families import FAMILIES
 
 
 @pytest.fixture(scope='module')
@@ -97,6 +99,13 @@ def test_an_unknown_transformer_is_named(folder):
     with pytest.raises(ValueError, match='is a UNet2DModel: the known transformers are DiTTransformer2DModel.*'
                                          r'To add it, copy the file .* in mmaselect/extract/families/'):
         loading.from_pretrained(folder)
+
+
+@pytest.mark.parametrize('name', sorted(name for name in dir(diffusers) if name.endswith('Transformer2DModel')
+                                        and name not in FAMILIES))
+def test_what_diffusers_has_and_we_do_not_is_refused_with_the_file_to_copy(name):
+    with pytest.raises(ValueError, match=f'{name}. is not supported: .* copy the file .*mmaselect/extract/families/'):
+        loading.from_arch(dict(transformer=dict(type=name)))
 
 
 def test_an_older_name_of_the_class_is_understood(folder):
@@ -246,7 +255,6 @@ def test_one_sentence_and_not_a_screen(folder, caplog, capfd):
 
 
 def test_a_class_that_diffusers_lacks_is_named(folder, monkeypatch):
-    import diffusers
     monkeypatch.setitem(loading.FAMILIES, 'Flux9Transformer2DModel', None)
     edit(folder / 'transformer' / 'config.json', _class_name='Flux9Transformer2DModel')
     message = f'diffusers {diffusers.__version__} has no Flux9Transformer2DModel: install a newer one'

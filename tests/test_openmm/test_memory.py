@@ -10,6 +10,8 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
+from mmaselect.extract import loading
+from mmaselect.extract.sizes import sizes
 from mmaselect.openmm import memory
 
 BATCH, SIZE = 4, (48, 80)
@@ -112,3 +114,40 @@ def test_an_old_torch_is_refused(monkeypatch):
     monkeypatch.setattr(torch, '__version__', '2.1.2')
     with pytest.raises(RuntimeError, match='needs PyTorch 2.4 or newer, and this is 2.1.2'):
         memory.predict(runs.shipped('aselect_cub'))
+
+
+# Width, blocks, pixels per token, and parameters of the transformer in billions, of each table of docs/families.md.
+PUBLISHED = {
+    'facebook/DiT-XL-2-256': (1152, 28, 16, 0.7), 'facebook/DiT-XL-2-512': (1152, 28, 16, 0.7),
+    'stabilityai/stable-diffusion-3-medium-diffusers': (1536, 24, 16, 2.0), 'black-forest-labs/FLUX.1-dev': (3072, 57, 16, 11.9),
+    'black-forest-labs/FLUX.2-dev': (6144, 56, 16, 32.2), 'black-forest-labs/FLUX.2-klein-base-4B': (3072, 25, 16, 3.9),
+    'Alpha-VLLM/Lumina-Image-2.0': (2304, 28, 16, 2.6), 'Tongyi-MAI/Z-Image-Turbo': (3840, 32, 16, 6.2),
+    'Efficient-Large-Model/Sana_1600M_1024px_diffusers': (2240, 20, 32, 1.6), 'Qwen/Qwen-Image': (3072, 60, 16, 20.4),
+    'Photoroom/prx-512-t2i-sft': (1792, 16, 16, 1.3), 'PixArt-alpha/PixArt-Sigma-XL-2-1024-MS': (1152, 28, 16, 0.6),
+    'checkpoints/lightningdit_xl_256': (1152, 28, 16, 0.7)}
+
+
+@pytest.mark.parametrize('name', memory.PUBLISHED)
+def test_published_sizes(name):
+    arch = memory.PUBLISHED[name]
+    options = dict(arch['transformer'])
+    try:
+        cls = loading.class_of(options.pop('type', 'DiTTransformer2DModel'))
+    except ValueError as error:
+        pytest.skip(str(error))
+    found = sizes(arch)
+    with torch.device('meta'):
+        billions = sum(parameter.numel() for parameter in cls(**options).parameters()) / 1e9
+    assert (found.width, found.depth, found.token_stride, round(billions, 1)) == PUBLISHED[name]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(tiny.OLD_TORCH, reason='refused')
+@pytest.mark.parametrize('family', runs.FAMILIES)
+def test_the_memory_of_a_published_family(family):
+    """Frozen in two bytes a number where the config says so; what is trained is the head's."""
+    cfg = runs.shipped(f'aselect_ade20k_{family}')
+    found = memory.predict(cfg, batch_size=1)
+    *_, billions = PUBLISHED[cfg.model.backbone.pretrained]
+    least = billions * 1e9 * (2 if cfg.model.backbone.get('dtype') else 4)
+    assert 0.9 * least < found.parameters < least + 2e9 and found.gradients < 1e9 and found.peak > found.parameters

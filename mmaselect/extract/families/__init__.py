@@ -41,6 +41,7 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f'{__name__}.{_module.name}')
 
 FAMILIES = Family.known
+TO_ADD = 'To add it, copy the file of the one most like it in mmaselect/extract/families/'
 
 
 def family_of(transformer, null=None):
@@ -51,7 +52,7 @@ def family_of(transformer, null=None):
     """
     name = type(transformer).__name__
     if name not in FAMILIES:
-        raise ValueError(f'{name} is not supported: the known transformers are {", ".join(FAMILIES)}')
+        raise ValueError(f'{name} is not supported: the known transformers are {", ".join(FAMILIES)}. {TO_ADD}')
     missing = FAMILIES[name].null_shapes(transformer.config, 1).keys() - (null or {}).keys()
     if missing:
         raise ValueError(f'{name} is conditioned on text and needs its null prompt: {", ".join(sorted(missing))} are missing')
