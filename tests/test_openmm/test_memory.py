@@ -123,7 +123,7 @@ PUBLISHED = {
     'black-forest-labs/FLUX.2-dev': (6144, 56, 16, 32.2), 'black-forest-labs/FLUX.2-klein-base-4B': (3072, 25, 16, 3.9),
     'Alpha-VLLM/Lumina-Image-2.0': (2304, 28, 16, 2.6), 'Tongyi-MAI/Z-Image-Turbo': (3840, 32, 16, 6.2),
     'Efficient-Large-Model/Sana_1600M_1024px_diffusers': (2240, 20, 32, 1.6), 'Qwen/Qwen-Image': (3072, 60, 16, 20.4),
-    'Photoroom/prx-512-t2i-sft': (1792, 16, 16, 1.3), 'PixArt-alpha/PixArt-Sigma-XL-2-1024-MS': (1152, 28, 16, 0.6),
+    'Photoroom/prx-512-t2i-sft': (1792, 16, 16, 1.2), 'PixArt-alpha/PixArt-Sigma-XL-2-1024-MS': (1152, 28, 16, 0.6),
     'checkpoints/lightningdit_xl_256': (1152, 28, 16, 0.7)}
 
 
