@@ -1,8 +1,13 @@
+import shutil
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
+from diffusers import DiTTransformer2DModel
 from mmengine.runner.checkpoint import load_state_dict
 
+from mmaselect.extract import loading
 from mmaselect.openmm import DiTBackbone
 from mmaselect.registry import MODELS
 
@@ -103,6 +108,30 @@ def test_options_are_not_changed():
     taps = [[0, 'query'], [-1, 'hidden']]
     backbone(taps=taps)
     assert taps == [[0, 'query'], [-1, 'hidden']]
+
+
+def test_the_variant_is_that_of_the_config(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / 'dit')
+    model = DiTTransformer2DModel.from_pretrained(folder, subfolder='transformer')
+    with torch.no_grad():
+        model.pos_embed.proj.bias.add_(1)
+    model.save_pretrained(tmp_path / 'dit' / 'transformer', variant='ema')
+    model.save_pretrained(tmp_path / 'moved')
+    plain, ema = (backbone(None, pretrained=str(tmp_path / 'dit'), timestep=50, variant=variant)(tiny.images())[0]
+                  for variant in (None, 'ema'))
+    assert torch.equal(plain, backbone(None, pretrained=folder, timestep=50)(tiny.images())[0])
+    shutil.rmtree(tmp_path / 'dit' / 'transformer')
+    shutil.copytree(tmp_path / 'moved', tmp_path / 'dit' / 'transformer')
+    expected = backbone(None, pretrained=str(tmp_path / 'dit'), timestep=50)(tiny.images())[0]
+    assert torch.equal(ema, expected) and not torch.allclose(ema, plain)
+
+
+def test_the_revision_is_that_of_the_config(folder, monkeypatch):
+    asked, files = [], [str(path.relative_to(folder)) for path in Path(folder).rglob('*') if path.is_file()]
+    monkeypatch.setattr(loading, 'list_repo_files', lambda name, revision=None: asked.append(revision) or files)
+    monkeypatch.setattr(loading, 'snapshot_download', lambda name, revision=None, **_: asked.append(revision) or folder)
+    backbone(None, pretrained='some/model', timestep=50, revision='v1')
+    assert asked == ['v1', 'v1']
 
 
 def test_a_dit_in_bfloat16_feeds_a_neck_in_float32(folder):
