@@ -28,6 +28,7 @@ class Planted(nn.Module):
         self.process = NoiseProcess.from_scheduler(DDPMScheduler())
         self.taps = tuple((block, 'hidden') for block in range(len(peaks)))
         self.peaks, self.calls = peaks, []
+        self.family = nn.Module()  # without weights
 
     draw = staticmethod(draw)
 
