@@ -147,7 +147,8 @@ def test_published_sizes(name):
 def test_the_memory_of_a_published_family(family):
     """Frozen in two bytes a number where the config says so; what is trained is the head's."""
     cfg = runs.shipped(f'aselect_ade20k_{family}')
-    found = memory.predict(cfg, batch_size=1)
+    found = memory.predict(cfg, batch_size=2)  # of one, pooled maps have a single value a channel
     *_, billions = PUBLISHED[cfg.model.backbone.pretrained]
     least = billions * 1e9 * (2 if cfg.model.backbone.get('dtype') else 4)
-    assert 0.9 * least < found.parameters < least + 2e9 and found.gradients < 1e9 and found.peak > found.parameters
+    frozen = found.parameters - found.gradients  # the VAE among it
+    assert 0.9 * least < frozen < least + 2e9 and found.gradients < 3e9 and found.peak > found.parameters
