@@ -4,6 +4,7 @@ from torch import nn
 
 from mmaselect.extract import Extractor
 from mmaselect.extract.inputs import to_batch
+from mmaselect.extract.numbers import check_batch_size
 from mmaselect.selection import SelectionPolicy, SelectionResult, TensorImages, sweep
 
 
@@ -114,8 +115,7 @@ class FeatureExtractor(nn.Module):
             ValueError: Bad images, or batch_size is no integer from 1 on.
             RuntimeError: No timestep is chosen.
         """
-        if type(batch_size) is not int or batch_size < 1:
-            raise ValueError(f'batch_size={batch_size!r}: an integer, at least one image at a time')
+        check_batch_size(batch_size)
         if self.timestep is None:
             raise RuntimeError("no timestep is chosen: load the model with timestep='auto' and images, or set model.timestep, "
                                'for instance to select_timestep(model, images).timestep')

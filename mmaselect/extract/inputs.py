@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from .numbers import is_count
+
 
 def to_batch(images, size=None):
     """One batch of images.
@@ -32,7 +34,7 @@ def to_batch(images, size=None):
     parts = [_batch(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
     if size is not None:
         size = (size, size) if isinstance(size, int) else size
-        if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(type(side) is int and side >= 1 for side in size):
+        if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(map(is_count, size)):
             raise ValueError(f'size={size!r}: the height and width in pixels that images are scaled to, or one number for both')
         parts = [F.interpolate(part, tuple(size), mode='bilinear', antialias=True) for part in parts]  # (B, 3, *size)
     if not sum(len(part) for part in parts):

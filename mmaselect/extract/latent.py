@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .fingerprint import hash_of
+from .numbers import is_count
 from .vae import adapter
 
 # Images of more pixels than this go through the VAE in parts: its first feature maps have the images' own size.
@@ -37,7 +38,7 @@ class LatentEncoder(nn.Module):
         if dtype not in (None, *DTYPES):
             reason = ": Stable Diffusion's VAEs overflow in it" if dtype == 'float16' else ''
             raise ValueError(f'the VAE computes in one of {DTYPES}, not in {dtype!r}{reason}')
-        if chunk_pixels is not None and (type(chunk_pixels) is not int or chunk_pixels < 1):
+        if chunk_pixels is not None and not is_count(chunk_pixels):
             raise ValueError(f'{chunk_pixels!r} image pixels at a time: an integer from 1 on, or None for {CHUNK_PIXELS}')
         self.adapter = None if vae is None else adapter(vae)
         if vae is not None and self.adapter.channels != channels:

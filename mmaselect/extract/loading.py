@@ -162,9 +162,7 @@ def from_arch(arch):
         return options.pop('type', default), options
 
     name, options = split('transformer', 'DiTTransformer2DModel')
-    if name not in FAMILIES:
-        raise ValueError(f'arch.transformer.type {name!r} is not supported: choose one of {", ".join(FAMILIES)}. {TO_ADD}')
-    transformer = class_of(name)(**options)
+    transformer = arch_class(name)(**options)
     vae = None
     if isinstance(arch.get('vae'), str):
         vae = load_vae(_local(arch['vae'], ('vae/*.json', '*.json'), weights=('vae',)))
@@ -199,6 +197,17 @@ def _transformer_class(folder):
         name = LEGACY.get(config.get('norm_type'), name)
     if name not in FAMILIES:
         raise ValueError(f'{folder}/transformer is a {name}: the known transformers are {", ".join(FAMILIES)}. {TO_ADD}')
+    return class_of(name)
+
+
+def arch_class(name: str) -> type:
+    """The class of arch.transformer.type.
+
+    Raises:
+        ValueError: No family reads it, or as ``class_of``.
+    """
+    if name not in FAMILIES:
+        raise ValueError(f'arch.transformer.type {name!r} is not supported: choose one of {", ".join(FAMILIES)}. {TO_ADD}')
     return class_of(name)
 
 

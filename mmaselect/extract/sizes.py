@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from . import loading, null_prompt
-from .families import FAMILIES, TO_ADD, family_of
+from .families import family_of
 from .latent import LatentEncoder
 
 CONFIGS = ('transformer/config.json', 'vae/config.json', '*.json')  # what is fetched of a model on the hub
@@ -36,9 +36,7 @@ def sizes(source: str | Path | Mapping) -> Sizes:
     if isinstance(source, Mapping):
         transformer = dict(source.get('transformer') or {})
         name, vae = transformer.pop('type', 'DiTTransformer2DModel'), source.get('vae')
-        if name not in FAMILIES:
-            raise ValueError(f'arch.transformer.type {name!r} is not supported: choose one of {", ".join(FAMILIES)}. {TO_ADD}')
-        cls = loading.class_of(name)
+        cls = loading.arch_class(name)
         if isinstance(vae, str):
             vae = loading._config(loading._local(vae, CONFIGS), 'vae')
     else:

@@ -3,7 +3,6 @@ import contextlib
 import copy
 import functools
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 from mmengine.model import BaseModule
@@ -13,6 +12,7 @@ from mmaselect.extract import TAPS, Extractor
 from mmaselect.extract.draws import check_noise
 from mmaselect.extract.fold import fold, foldable
 from mmaselect.extract.lora import add_lora
+from mmaselect.extract.numbers import is_count, is_timestep
 from mmaselect.extract.shards import check_vae
 from mmaselect.registry import MODELS
 
@@ -75,7 +75,7 @@ class DiTBackbone(BaseModule):
         if (pretrained is None) == (arch is None):
             raise ValueError('DiTBackbone needs either pretrained (a folder or hub id) or arch (sizes, random weights)')
         check_noise(noise, noise_draws)
-        if num_timesteps is not None and (type(num_timesteps) is not int or num_timesteps < 1):
+        if num_timesteps is not None and not is_count(num_timesteps):
             raise ValueError(f'num_timesteps={num_timesteps!r}: an integer, 1 or more')
         if lora is not None and not frozen:
             raise ValueError('lora trains adapters and frozen=False all weights of the DiT: leave out one of the two')
@@ -249,7 +249,7 @@ class DiTBackbone(BaseModule):
     def _check_timesteps(self, timesteps):
         steps = len(self.extractor.process)
         for t in timesteps:
-            if not isinstance(t, Integral) or isinstance(t, bool) or not 0 <= t < steps:
+            if not is_timestep(t, steps):
                 raise ValueError(f'timestep={t!r} is no integer in [0, {steps - 1}], 0 the cleanest')
         if len(timesteps) != self.num_timesteps or len(set(timesteps)) < len(timesteps):
             given = timesteps[0] if len(timesteps) == 1 else list(timesteps)

@@ -1,6 +1,7 @@
 """The candidate grid: which timesteps to try."""
 from collections.abc import Sequence
-from numbers import Integral
+
+from mmaselect.extract.numbers import is_timestep
 
 
 def candidate_grid(steps: int, count: int = 20) -> list[int]:
@@ -33,7 +34,7 @@ def resolve_candidates(candidates: int | Sequence[int], steps: int) -> list[int]
             raise ValueError(f'candidates must be at least one, not {candidates}')
         return candidate_grid(steps, candidates)
     listed = list(candidates) if isinstance(candidates, Sequence) and not isinstance(candidates, str) else []
-    wrong = [t for t in listed if not isinstance(t, Integral) or isinstance(t, bool) or not 0 <= t < steps]
+    wrong = [t for t in listed if not is_timestep(t, steps)]
     if not listed or wrong or len(set(listed)) < len(listed):
         raise ValueError(f'candidates must be how many, or different timesteps, which are integers in [0, {steps - 1}]; got '
                          f'{candidates!r}')

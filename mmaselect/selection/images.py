@@ -3,6 +3,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from mmaselect.extract.numbers import check_batch_size
+
 from .distributed import rank_and_size
 
 
@@ -19,8 +21,7 @@ class TensorImages:
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, batch_size: int = 16):
-        if type(batch_size) is not int or batch_size < 1:
-            raise ValueError(f'batch_size={batch_size!r}: an integer, at least one image at a time')
+        check_batch_size(batch_size)
         self.images, self.labels, self.batch_size = images, labels, batch_size
 
     @property

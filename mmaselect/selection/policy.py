@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mmaselect.extract import TAPS, Extractor, resolve
+from mmaselect.extract.numbers import is_count
 
 from . import scores
 
@@ -114,7 +115,7 @@ class SelectionPolicy:
         value = getattr(self, name)
         others = dict(budget=(None,), num_images=('auto',), image_size=(None,)).get(name, ())
         numbers = value if name == 'image_size' and isinstance(value, tuple) and len(value) == 2 else (value,)
-        if value not in others and not all(type(number) is int and number >= 1 for number in numbers):
+        if value not in others and not all(map(is_count, numbers)):
             besides = dict(budget=', or None', num_images=", or 'auto'", image_size=', (height, width), or None')
             raise ValueError(f'{name}={value!r}: an integer, 1 or more{besides.get(name, "")}')
 
