@@ -26,15 +26,18 @@ class Denoiser(nn.Module):
     Args:
         dit (DiTTransformer2DModel): The network, its last class being the null class.
         decoder (int): Blocks that see all tokens where some are left out; 0 where none ever are.
+        embedding (int): Numbers of a vector for each image that ``forward`` returns too, for ``contrast``; 0 is none.
     """
 
-    def __init__(self, dit, decoder=0):
+    def __init__(self, dit, decoder=0, embedding=0):
         super().__init__()
         if not 0 <= decoder < len(dit.transformer_blocks):
             raise ValueError(f'{decoder} of {len(dit.transformer_blocks)} blocks cannot see all tokens where some see a part')
         self.dit, self.decoder = dit, decoder
         width = dit.config.num_attention_heads * dit.config.attention_head_dim
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=decoder > 0)
+        self.projection = nn.Sequential(nn.Linear(width, 4 * width, bias=False), nn.BatchNorm1d(4 * width), nn.ReLU(),
+                                        nn.Linear(4 * width, embedding)) if embedding else None
 
     def maps(self, x, t):
         """What every block puts out, a list of (B, D, h, w), for (B, C, H, W) noisy images at the network's time t (B,)."""
@@ -47,7 +50,9 @@ class Denoiser(nn.Module):
         return maps
 
     def forward(self, x, t, order=None, visible=None):
-        """What the network says of the tokens in ``order``, (B, M, patch * patch * C) in the layout of ``patches``.
+        """What the network says of the tokens in ``order``, (B, M, patch * patch * C) in the layout of ``patches``, and the vectors.
+
+        The vectors (B, embedding) are projections of the mean of the visible tokens before the decoder; None where there are none.
 
         Args:
             x (Tensor): (B, C, H, W), noisy.
@@ -60,11 +65,26 @@ class Denoiser(nn.Module):
         hidden = dit.pos_embed(x)  # (B, N, D)
         if order is not None:
             hidden = take(hidden, order[:, :visible])  # (B, visible, D)
+        vectors = None
         for index, block in enumerate(blocks):
+            if self.projection is not None and index == len(blocks) - self.decoder:
+                vectors = self.projection(hidden.mean(1))
             if order is not None and index == len(blocks) - self.decoder:
                 position = dit.pos_embed.pos_embed.to(hidden).expand(len(x), -1, -1)  # (B, N, D)
                 hidden = torch.cat([hidden, (take(position, order[:, visible:]) + self.mask_token).to(hidden)], 1)  # (B, M, D)
             hidden = block(hidden, timestep=t, class_labels=null)
         condition = blocks[0].norm1.emb(t, null, hidden_dtype=hidden.dtype)
         shift, scale = dit.proj_out_1(F.silu(condition)).chunk(2, dim=1)
-        return dit.proj_out_2(dit.norm_out(hidden) * (1 + scale[:, None]) + shift[:, None])
+        return dit.proj_out_2(dit.norm_out(hidden) * (1 + scale[:, None]) + shift[:, None]), vectors
+
+
+def contrast(vectors, temperature):
+    """InfoNCE of (2B, D) vectors, rows i and B + i of two views of one image, all others being of other images.
+
+    The loss is NT-Xent of Chen et al. 2020 (SimCLR, arXiv:2002.05709). That one network does it with noisy and masked views while
+    it reconstructs them is from Mishra et al. 2022 (CAN, arXiv:2210.16870).
+    """
+    vectors = F.normalize(vectors.float(), dim=1)
+    similar = vectors @ vectors.T / temperature  # (2B, 2B)
+    similar.fill_diagonal_(-torch.inf)
+    return F.cross_entropy(similar, torch.arange(len(vectors), device=vectors.device).roll(len(vectors) // 2))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from pretrain_loop import say
 from torchvision.datasets.mnist import read_image_file
@@ -62,8 +63,12 @@ def shuffled(seed, epoch, count):
 
 def batch_indices(seed, step, size, count):
     """Which images a step sees, (size,): each once an epoch, in an order that (seed, epoch) gives."""
-    positions = range(step * size, (step + 1) * size)
-    return torch.tensor([shuffled(seed, p // count, count)[p % count] for p in positions])
+    found, position, end = [], step * size, (step + 1) * size
+    while position < end:
+        epoch, first = divmod(position, count)
+        found.append(shuffled(seed, epoch, count)[first:first + end - position])
+        position += len(found[-1])
+    return torch.cat(found)
 
 
 def to_tensor(images):
@@ -78,3 +83,30 @@ def augment(images, size, flip, generator):
         image = image[y:y + size, x:x + size]
         cut.append(image[:, ::-1] if mirrored else image)
     return np.stack(cut)
+
+
+def view(images, generator):
+    """Crops of 20 to 100 % of the area, resized to what they are cut from, mirrored and coloured at random, of images (B, 3, H, W).
+
+    The crop, the mirror, jitter of brightness, contrast, saturation and tint, and grey are SimCLR's (arXiv:2002.05709, appendix A);
+    ranges are narrower than its, as CIFAR-10's commonly are. Images are in [-1, 1]. Runs where they are.
+    """
+    count, device = len(images), images.device
+
+    def uniform(low, high, *shape):
+        return torch.rand(count, *shape, generator=generator, device=device) * (high - low) + low
+
+    area, ratio = uniform(0.2, 1), uniform(-0.28, 0.28).exp()  # sides between 3:4 and 4:3
+    sides = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], 1).clamp(max=1)  # (B, 2), x and y, of the whole
+    centre = uniform(-1, 1, 2) * (1 - sides)
+    sides[:, 0] *= 1 - 2 * (uniform(0, 1) < 0.5).float()
+    grid = F.affine_grid(torch.cat([torch.diag_embed(sides), centre[..., None]], 2), images.shape, align_corners=False)
+    x = F.grid_sample(images, grid, padding_mode='reflection', align_corners=False) / 2 + 0.5
+
+    coloured = x * uniform(0.6, 1.4, 1, 1, 1)
+    mean = coloured.mean((1, 2, 3), keepdim=True)
+    coloured = (coloured - mean) * uniform(0.6, 1.4, 1, 1, 1) + mean
+    grey = coloured.mean(1, keepdim=True)
+    coloured = (grey + (coloured - grey) * uniform(0.4, 1.6, 1, 1, 1)) * uniform(0.9, 1.1, 3, 1, 1)
+    coloured = torch.where(uniform(0, 1, 1, 1, 1) < 0.2, grey, coloured)
+    return torch.where(uniform(0, 1, 1, 1, 1) < 0.8, coloured, x).clamp(0, 1) * 2 - 1

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from denoising import Denoiser, patches, take
+from denoising import Denoiser, contrast, patches, take
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
-from pretrain_data import augment, batch_indices, read_images, to_tensor
+from pretrain_data import augment, batch_indices, read_images, to_tensor, view
 from pretrain_loop import RANK, WORLD, fit, precision, say, share
 from probe_dit import left_out_accuracy, pooled, read_labelled
 from safetensors import SafetensorError
@@ -40,6 +40,7 @@ ARCHS = {name: dict(depth=depth, width=width, heads=heads) for name, depth, widt
     ('DiT-XL', 28, 1152, 16))}
 DDPM = dict(num_train_timesteps=1000, beta_schedule='linear', beta_start=1e-4, beta_end=0.02, clip_sample=False)
 WEIGHTS = Path('transformer', 'diffusion_pytorch_model.safetensors')
+EMBEDDING, TEMPERATURE = 128, 0.2  # of --contrast
 # What may change when a run goes on.
 ANYWHERE = 'out', 'work_dir', 'save_minutes', 'device', 'dit_steps', 'images', 'half', 'compile'
 
@@ -147,7 +148,7 @@ def train_dit(read, shape, scheduler, images, labelled, args):
     process, patch = NoiseProcess.from_scheduler(scheduler), args.patch
     dit = new_dit(shape[0], shape[1], args)
     try:
-        model = Denoiser(dit, args.decoder_blocks if args.mask else 0).to(args.device)
+        model = Denoiser(dit, args.decoder_blocks if args.mask else 0, EMBEDDING if args.contrast else 0).to(args.device)
     except ValueError as error:
         raise SystemExit(f'--decoder-blocks: {error}') from error
     say(f'DiT of {sum(p.numel() for p in model.dit.parameters()) / 1e6:.2f} M parameters, {(shape[1] // patch) ** 2} tokens')
@@ -155,33 +156,39 @@ def train_dit(read, shape, scheduler, images, labelled, args):
     visible = tokens - round(args.mask * tokens)
     asked = visible + round(args.reconstruct * (tokens - visible))
 
+    signals, sigmas, times = (table.float().to(args.device) for table in (process.signal, process.sigma, process.model_time))
+
     def loss_of(network, step):
-        generator = torch.Generator().manual_seed(args.seed * 10_000_019 + step + 1)
+        here = there = torch.Generator().manual_seed(args.seed * 10_000_019 + step + 1)
+        if args.device != 'cpu':  # a GPU draws a batch's noise in no time
+            there = torch.Generator(args.device).manual_seed(here.initial_seed())
+        draws = dict(generator=there, device=args.device)
         indices = batch_indices(args.seed, step, args.dit_batch, len(images))
-        flip = torch.rand(len(indices), generator=generator) < (0.5 if args.flip else 0)
-        x = read(indices, flip, generator)
-        noise = torch.randn(x.shape, generator=generator)
+        flip = torch.rand(len(indices), generator=here) < (0.5 if args.flip else 0)
+        x = read(indices, flip, here).to(args.device)
+        if args.contrast:
+            x = torch.cat([view(x, there), view(x, there)])
+        noise = torch.randn(x.shape, **draws)
         if args.time_mean is None:
-            t = torch.randint(len(process), (len(x),), generator=generator)  # t=0 is the cleanest
+            t = torch.randint(len(process), (len(x),), **draws)  # t=0 is the cleanest
         else:  # logit-normal, as Esser et al. 2024 (arXiv:2403.03206), section 3.1
-            t = (torch.randn(len(x), generator=generator) * args.time_std + args.time_mean).sigmoid() * len(process)
+            t = (torch.randn(len(x), **draws) * args.time_std + args.time_mean).sigmoid() * len(process)
             t = t.long().clamp(max=len(process) - 1)
-        order = torch.rand(len(x), tokens, generator=generator).argsort(1)[:, :asked] if args.mask else None
+        order = share(torch.rand(len(x), tokens, **draws).argsort(1)[:, :asked]) if args.mask else None
         x, noise, t = share(x), share(noise), share(t)
-        signal, sigma = (table[t].float()[:, None, None, None] for table in (process.signal, process.sigma))
+        signal, sigma = signals[t][:, None, None, None], sigmas[t][:, None, None, None]
         target = dict(epsilon=noise, sample=x, v_prediction=signal * noise - sigma * x, flow=noise - x)[args.prediction]
         with precision(args):
-            order = None if order is None else share(order).to(args.device)
-            out = network(process.add(x, t, noise).to(args.device), process.model_time[t].to(args.device), order, visible)
-        target = patches(target, patch).to(args.device)  # (B, N, patch * patch * C)
+            out, vectors = network(signal * x + sigma * noise, times[t], order, visible)
+        target = patches(target, patch)  # (B, N, patch * patch * C)
         target = target if order is None else take(target, order)
         error = F.mse_loss(out.float(), target, reduction='none').mean((1, 2))  # (B,)
         if args.min_snr:
             # Hang et al. 2023 (arXiv:2303.09556): in terms of the clean x, every error weighs min(SNR, gamma).
-            snr = (process.signal[t] / process.sigma[t]).square().clamp(min=1e-8)
+            snr = (signals[t] / sigmas[t]).square().clamp(min=1e-8)
             per = dict(epsilon=snr, sample=1, v_prediction=snr + 1, flow=(1 + snr.sqrt()).square())[args.prediction]
-            error = error * (snr.clamp(max=args.min_snr) / per).to(error)
-        return error.mean()
+            error = error * (snr.clamp(max=args.min_snr) / per)
+        return error.mean() + (args.contrast * contrast(vectors, TEMPERATURE) if args.contrast else 0)
 
     ema, curve = fit('dit', model, loss_of, args.dit_steps, args, labelled and probe_of(labelled, process, args))
     return ema.dit, curve
@@ -276,6 +283,8 @@ def parse():
     goal.add_argument('--min-snr', type=float, help='gamma of min-SNR weighting, 5 in its paper; none without')
     goal.add_argument('--mask', type=float, default=0.0, help='share of the tokens that all but the last blocks do not see')
     goal.add_argument('--reconstruct', type=float, default=1.0, help='share of the masked tokens that the loss asks for')
+    goal.add_argument('--contrast', type=float, default=0.0, help='weight of an InfoNCE loss between two views of each image: '
+                      'crops of other colours, noise and masks; with --pixels')
     goal.add_argument('--decoder-blocks', type=int, default=1, help='last blocks, which see all tokens')
     steps = parser.add_argument_group('training')
     steps.add_argument('--vae-steps', type=int, default=2000)
@@ -301,6 +310,8 @@ def parse():
     args = parser.parse_args()
     if args.crop and not args.pixels:
         parser.error('--crop needs --pixels: latents are encoded once, of whole images')
+    if args.contrast and (args.crop or not args.pixels):
+        parser.error('--contrast needs --pixels, and cuts crops of its own: leave --crop out')
     if not 0 <= args.mask < 1:
         parser.error(f'--mask {args.mask}: a share of the tokens, at least 0 and below 1')
     for name in ('dit_batch', 'vae_batch'):
@@ -353,7 +364,7 @@ def main():
         labelled = read_labelled(args.probe, args.size, args.probe_per_class, args.seed)
     if args.pixels:
         def read(indices, flip, generator):
-            return to_tensor(augment([images[i] for i in indices], args.size, flip, generator))
+            return to_tensor(augment([images[i] for i in indices.tolist()], args.size, flip, generator))
         shape = 3, args.size, args.size
         labelled = labelled and (to_tensor(labelled[0]), labelled[1])
     else:

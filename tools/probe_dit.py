@@ -64,8 +64,8 @@ def left_out_accuracy(features, labels, penalty=0.1):
 
 def ridge_accuracy(train, train_labels, test, test_labels):
     """Accuracy in percent on ``test`` of a ridge regression on ``train``, (N, F) each, its penalty chosen on a tenth of train."""
-    held = torch.arange(len(train)) % 10 == 9
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    held = torch.arange(len(train), device=train.device) % 10 == 9
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).to(train.device)
     train, train_labels = train[order], train_labels[order]
     classes = F.one_hot(train_labels).float()
 
@@ -96,7 +96,7 @@ def block_features(extractor, images, timestep, batch=100):
     rows = []
     for start in range(0, len(images), batch):
         x = torch.from_numpy(images[start:start + batch]).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W)
-        rows.append([pooled(m).cpu() for m in extractor(x.to(next(extractor.parameters()).device), timestep)])
+        rows.append([pooled(m) for m in extractor(x.to(next(extractor.parameters()).device), timestep)])
     return [torch.cat(block) for block in zip(*rows, strict=True)]
 
 
@@ -110,9 +110,10 @@ def main():
     parser.add_argument('--timesteps', type=int, nargs='+', default=[0, 50, 100])
     parser.add_argument('--blocks', nargs='+', default=['all'], help='as 3 4 3+5, counted from 0; all is each by itself')
     parser.add_argument('--seed', type=int, default=0, help='of the training images, where they are not all')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', type=Path, help='file that the table is written to')
     args = parser.parse_args()
-    extractor = Extractor.from_pretrained(args.model).eval()
+    extractor = Extractor.from_pretrained(args.model).eval().to(args.device)
     names = [str(i) for i in range(extractor.family.depth)] if args.blocks == ['all'] else args.blocks
     groups = [tuple(int(i) for i in name.split('+')) for name in names]
     extractor.set_taps([(block, 'hidden') for block in sorted({i for group in groups for i in group})])
@@ -124,7 +125,7 @@ def main():
         features = [block_features(extractor, images, timestep) for images in (train, test)]
         for name, group in zip(names, groups, strict=True):
             x, y = (torch.cat([part[place[i]] for i in group], 1) for part in features)
-            found = ridge_accuracy(x, train_labels, y, test_labels)
+            found = ridge_accuracy(x, train_labels.to(x.device), y, test_labels.to(x.device))
             rows.append(dict(timestep=timestep, blocks=name, accuracy=round(found, 2), labels=len(train)))
             tqdm.write(f'timestep {timestep} blocks {name}: {found:.2f} %')
     if args.json:
