@@ -50,9 +50,9 @@ class Denoiser(nn.Module):
         return maps
 
     def forward(self, x, t, order=None, visible=None):
-        """What the network says of the tokens in ``order``, (B, M, patch * patch * C) in the layout of ``patches``, and the vectors.
+        """What the network says of the tokens in ``order``, (B, M, patch * patch * C) in the layout of ``patches``, and vectors.
 
-        The vectors (B, embedding) are projections of the mean of the visible tokens before the decoder; None where there are none.
+        The vectors (B, embedding) are of the mean of the visible tokens before the decoder; None without an embedding.
 
         Args:
             x (Tensor): (B, C, H, W), noisy.

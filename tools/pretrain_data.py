@@ -86,10 +86,10 @@ def augment(images, size, flip, generator):
 
 
 def view(images, generator):
-    """Crops of 20 to 100 % of the area, resized to what they are cut from, mirrored and coloured at random, of images (B, 3, H, W).
+    """Random crops (B, 3, H, W) of images (B, 3, H, W) in [-1, 1]: resized, mirrored and recoloured, each by its own draws.
 
-    The crop, the mirror, jitter of brightness, contrast, saturation and tint, and grey are SimCLR's (arXiv:2002.05709, appendix A);
-    ranges are narrower than its, as CIFAR-10's commonly are. Images are in [-1, 1]. Runs where they are.
+    After SimCLR's (arXiv:2002.05709, appendix A): 20 to 100 % of the area; jitter of brightness, contrast, saturation and tint;
+    grey. ``generator`` is on the images' device.
     """
     count, device = len(images), images.device
 
