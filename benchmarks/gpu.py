@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --out FOLDER           # or to another folder
     python benchmarks/gpu.py --quick --device cpu   # tiny sizes on a CPU, which shows that it runs
 
-It runs the tests that touch devices, the forward, training and sweep benchmarks beside their peers, and a short pretraining in
+It runs the forward, training and sweep benchmarks beside their peers, the tests that touch devices, and a short pretraining in
 bfloat16. Each step has a limit of time, is stopped there, and leaves the rows that it has written; the next one runs in any case.
 ``gpu.json`` lists the steps, and a log of each lies beside it.
 """
@@ -48,11 +48,11 @@ def steps(device, quick, out):
                    str(work_dir / 'work'), '--device', device, '--pixels', '--bf16', '--size', '16' if quick else '32',
                    '--dit-steps', '3' if quick else str(PRETRAINING_STEPS), '--dit-batch', '8' if quick else '256']
     return [
-        ('tests', 120, ['-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_device.py']),
         ('forward', 130, bench('forward', '--dtype', 'bfloat16', '--attention', 'flash_attention', '--seconds', '2',
                                '--batches', '1', '64', '--memory', 'none')),
         ('training', 90, bench('training', '--dtype', 'bfloat16', '--tokens', '256', '--batch', '64', '--seconds', '4')),
         ('sweep', 100, bench('sweep', '--images', '64', '--repeats', '1')),
+        ('tests', 120, ['-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_device.py']),
         ('pretraining', 60, pretraining)]
 
 
@@ -74,7 +74,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda')
     parser.add_argument('--quick', action='store_true', help='tiny sizes: shows that it runs, not how fast')
-    parser.add_argument('--only', nargs='+', metavar='STEP', help='of tests, forward, training, sweep, pretraining')
+    parser.add_argument('--only', nargs='+', metavar='STEP', help='of forward, training, sweep, tests, pretraining')
     parser.add_argument('--out', type=Path, help='folder of rows and logs (default: $OUT, else benchmarks/results; of --quick '
                         'work_dirs/gpu)')
     args = parser.parse_args(argv)

@@ -88,6 +88,7 @@ def work(rank, setting, processes, how, folder):
     torch.set_num_threads(1)
     if torch.device(setting.device).type == 'cuda':
         torch.cuda.set_device(rank % torch.cuda.device_count())
+        torch.backends.cudnn.allow_tf32 = False  # with it, a convolution of many images rounds other than one of few, by 1e-3
     if processes > 1:
         dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=processes)
     extractor, pictures = setting.extractor(), setting.pictures()

@@ -72,16 +72,16 @@ def ridge_accuracy(train, train_labels, test, test_labels):
     def moments(x, y):
         mean, deviation = x.mean(0), x.std(0) + 1e-6
         x = (x - mean) / deviation
-        values, vectors = torch.linalg.eigh(x.T @ x)
-        return mean, deviation, values, vectors, vectors.T @ (x.T @ (y - y.mean(0)))
+        return mean, deviation, x.T @ x, x.T @ (y - y.mean(0))
 
     def accuracy(fit, penalty, count, x, labels):
-        mean, deviation, values, vectors, projected = fit
-        weights = vectors @ (projected / (values.clamp(min=0) + penalty * count)[:, None])
+        mean, deviation, gram, projected = fit
+        ridge = torch.diag_embed(torch.full_like(mean, penalty * count))
+        weights = torch.cholesky_solve(projected, torch.linalg.cholesky(gram + ridge))
         return 100 * ((x - mean) / deviation @ weights).argmax(1).eq(labels).float().mean().item()
 
     fit = moments(train[~held], classes[~held])
-    best = max(PENALTIES, key=lambda p: accuracy(fit, p, (~held).sum(), train[held], train_labels[held]))
+    best = max(PENALTIES, key=lambda p: accuracy(fit, p, (~held).sum().item(), train[held], train_labels[held]))
     return accuracy(moments(train, classes), best, len(train), test, test_labels)
 
 
