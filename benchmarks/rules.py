@@ -114,7 +114,7 @@ def image_or_dense(image, dense, seen):
 
 
 HALVES, CELLS = (partial(plateau, score, 0.05) for score in ('half_consistency', 'cell_consistency'))
-PROBE = partial(plateau, 'ridge, 0.1, accuracy', 0.05, judges=None)
+PROBE = partial(plateau, 'ridge, 0.1, accuracy', 0.05)
 # 'default' is what a user gets without options, 'default, labels' with score='probe', which is the default again where there are
 # too few labels per class for a probe, as in all settings of images here. The rest is what they are held against.
 RULES = {
@@ -130,6 +130,7 @@ RULES = {
     'hfr': Rule(partial(plateau, 'hfr', 0), 1),
     'half, view and cell vote': Rule(partial(votes, ('half_consistency', 'view_consistency', 'cell_consistency'), 0.05)),
     'half_consistency and rankme vote': Rule(partial(votes, ('half_consistency', 'rankme'), 0.05)),
+    'probe, own taps': Rule(partial(plateau, 'ridge, 0.1, accuracy', 0.05, judges=None), 1),
     'ridge, own, plateau 0.2': Rule(partial(plateau, 'ridge', 0.2, judges=None), 1),
     'probe': Rule(PROBE, 1)}
 

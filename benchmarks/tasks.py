@@ -20,7 +20,7 @@ from mmaselect.selection import TensorImages
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / 'data'
 MODELS = {'latent': ROOT / 'configs' / 'fashion_dit', 'pixel': ROOT / 'configs' / 'fashion_pixel_dit',
-          'flow': ROOT / 'work_dirs' / 'flow_dit', 'photo': ROOT / 'configs' / 'cifar10_dit'}
+          'flow': ROOT / 'work_dirs' / 'flow_dit', 'photo': ROOT / 'configs' / 'cifar10_dit_small'}
 TAPS = [(2, 'value'), (4, 'value'), (5, 'hidden'), (5, 'value'), (6, 'value')]
 PHOTO_TAPS = [(1, 'value'), (3, 'value'), (4, 'hidden'), (4, 'value'), (5, 'value')]  # it has 6 blocks in place of 8
 

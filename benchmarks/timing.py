@@ -48,7 +48,7 @@ def attention(backend):
     if backend == 'any':
         return contextlib.nullcontext()
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    return sdpa_kernel(SDPBackend[backend.upper()])
+    return sdpa_kernel(getattr(SDPBackend, backend.upper()))
 
 
 def milliseconds(run, device):

@@ -3,9 +3,12 @@ pretrained = '{{ fileDirname }}/cifar10_dit'
 
 _base_ = ['_base_/models/segformer_small_dit.py', '_base_/datasets/camvid.py', '_base_/schedules/adamw_small.py',
           '_base_/mmseg_runtime.py']
+width = 256
 model = dict(
     data_preprocessor=dict(size=(120, 160)),
-    backbone=dict(pretrained=pretrained, taps=[(2, 'hidden'), (3, 'hidden'), (4, 'hidden'), (5, 'hidden')]))
+    backbone=dict(pretrained=pretrained, taps=[(4, 'hidden'), (5, 'hidden'), (6, 'hidden'), (7, 'hidden')]),
+    neck=dict(in_channels=width),
+    decode_head=dict(in_channels=[width] * 4))
 
 iterations = 2000
 param_scheduler = dict(end=iterations)

@@ -2,9 +2,9 @@
 pretrained = '{{ fileDirname }}/cifar10_dit'
 
 _base_ = ['_base_/models/linear_dit.py', '_base_/datasets/cifar10.py', '_base_/mmpretrain_runtime.py']
-width, grid = 128, 4
+width, grid = 256, 4
 model = dict(
-    backbone=dict(pretrained=pretrained, taps=[(2, 'hidden'), (3, 'hidden'), (4, 'hidden'), (5, 'hidden')]),
+    backbone=dict(pretrained=pretrained, taps=[(4, 'hidden'), (5, 'hidden'), (6, 'hidden'), (7, 'hidden')]),
     neck=dict(in_channels=width, num_taps=4, pool='grid', grid=grid),
     head=dict(in_channels=4 * width * grid**2, num_classes=10))
 

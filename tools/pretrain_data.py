@@ -79,8 +79,9 @@ def augment(images, size, flip, generator):
     """A batch (B, size, size, 3) of uint8 images, cut at random where they are larger and flipped where ``flip`` says so."""
     cut = []
     for image, mirrored in zip(images, flip.tolist(), strict=True):
-        y, x = (int(torch.randint(side - size + 1, (), generator=generator)) for side in image.shape[:2])
-        image = image[y:y + size, x:x + size]
+        if image.shape[:2] != (size, size):
+            y, x = (int(torch.randint(side - size + 1, (), generator=generator)) for side in image.shape[:2])
+            image = image[y:y + size, x:x + size]
         cut.append(image[:, ::-1] if mirrored else image)
     return np.stack(cut)
 

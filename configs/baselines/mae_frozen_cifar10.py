@@ -1,5 +1,6 @@
-# The ViT that mae_vit_cifar10_pretrain.py pretrained, frozen as the DiT is: the same data, neck, head and schedule.
-_base_ = ['../dit_aselect_cifar10.py', '../_base_/models/cifar10_vit.py']
+# The ViT that mae_vit_cifar10_pretrain.py pretrained on as many images as dit_small_cifar10.py's DiT saw, frozen as that is: the
+# same size, data, neck, head and schedule.
+_base_ = ['dit_small_cifar10.py', '../_base_/models/cifar10_vit.py']
 checkpoint = '{{ fileDirname }}/mae_vit_cifar10.pth'
 model = dict(backbone=dict(
     **_base_.vit,

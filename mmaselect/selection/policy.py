@@ -23,9 +23,8 @@ class SelectionPolicy:
         score (str | dict | Score): How features are judged: 'auto' needs no labels, 'probe' uses them; see ``scores.build``.
         task (str): What the features are for, which 'auto' and 'probe' ask: 'image', 'dense', or 'auto' where the labels tell.
         score_taps (str | Sequence[tuple[int, str]] | None): The features that are judged, as (block, name). 'auto' takes the
-            values of four blocks, whose mean judges better than the head's own taps where there are no labels
-            (benchmarks/README.md), and what the extractor reads where there are. With ``choose_tap`` it takes all features of
-            the four blocks and of those that papers found best. None takes what the extractor reads.
+            values of four blocks, whose mean judges better than the head's own taps (benchmarks/README.md). With ``choose_tap``
+            it takes all features of the four blocks and of those that papers found best. None takes what the extractor reads.
         choose_tap (bool): Whether one of ``score_taps`` is chosen together with the timestep, by the highest score. Otherwise the
             mean over ``score_taps`` chooses the timestep. Needs a score that means the same for all taps.
         num_timesteps (int): How many timesteps to choose: after the first the best that lie ``gap`` or more apart.
@@ -124,12 +123,11 @@ class SelectionPolicy:
         """How many images a sample for the sweep needs."""
         return MOST_IMAGES if isinstance(self.num_images, str) else self.num_images
 
-    def taps_for(self, extractor: Extractor, score: scores.Score | None = None) -> tuple[Tap, ...]:
-        """The taps that a score judges with an extractor. Those that one is chosen of are the same for every score."""
-        if self.score_taps == 'auto' and (self.choose_tap or score is None or not score.labelled):
+    def taps_for(self, extractor: Extractor) -> tuple[Tap, ...]:
+        """The taps that scores judge with an extractor."""
+        if self.score_taps == 'auto':
             return upper_taps(extractor.family, tuple(TAPS) if self.choose_tap else ('value',))
-        return extractor.taps if self.score_taps is None or isinstance(self.score_taps, str) else resolve(
-            self.score_taps, extractor.family.depth)
+        return extractor.taps if self.score_taps is None else resolve(self.score_taps, extractor.family.depth)
 
     def record(self) -> dict[str, Any]:
         """The options as JSON has them."""

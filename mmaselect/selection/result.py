@@ -12,7 +12,6 @@ from mmaselect.files import atomic
 
 from .choice import plateau_bounds
 from .policy import SelectionPolicy, Tap
-from .scores import build
 
 WITHOUT_EFFECT = {'controls', 'forward_batch', 'score_taps'}  # options that a choice does not depend on; taps are compared
 
@@ -219,7 +218,7 @@ class SelectionResult:
             pairs['noise seed'] = self.noise_seed, noise_seed
         if policy is not None:
             asked = policy.record()
-            pairs['taps'] = self.taps, tuple(policy.taps_for(extractor, build(self.score)))
+            pairs['taps'] = self.taps, tuple(policy.taps_for(extractor))
             pairs.update({name: (self.policy.get(name), asked[name]) for name in asked.keys() - WITHOUT_EFFECT})
         wrong = [f'its {name}: {there!r} there, {here!r} here' for name, (there, here) in sorted(pairs.items()) if there != here]
         if wrong:

@@ -70,7 +70,7 @@ def sweep(extractor: Extractor, images: TensorImages | Any, policy: SelectionPol
     if policy.num_images == 'auto':
         few = min(few, FIRST_IMAGES)
     start, failures, controls = time.perf_counter(), {}, {}
-    with _prepared(extractor, policy.taps_for(extractor, score)):
+    with _prepared(extractor, policy.taps_for(extractor)):
         options: dict[str, Any] = dict(seed=policy.seed, noise=noise, noise_seed=noise_seed, draws=draws,
                                        forward_batch=policy.forward_batch)
         main = Measurement(extractor, [score], **options)

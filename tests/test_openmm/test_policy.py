@@ -92,12 +92,10 @@ def test_a_dit_that_is_trained_must_name_its_tap(data, tmp_path):
 
 def test_the_upper_blocks_are_tried():
     extractor = tiny.extractor([(0, 'hidden')])  # of four blocks
-    score, probe = build('half_consistency'), build('ridge')
-    chosen_from = SelectionPolicy(choose_tap=True).taps_for(extractor, score)
+    chosen_from = SelectionPolicy(choose_tap=True).taps_for(extractor)
     assert chosen_from == tuple((block, name) for block in (1, 2, 3) for name in TAPS)
-    assert SelectionPolicy().taps_for(extractor, score) == ((1, 'value'), (2, 'value'), (3, 'value'))
-    assert SelectionPolicy(score_taps=None).taps_for(extractor, score) == ((0, 'hidden'),)
-    assert SelectionPolicy().taps_for(extractor, probe) == ((0, 'hidden'),)
+    assert SelectionPolicy().taps_for(extractor) == ((1, 'value'), (2, 'value'), (3, 'value'))
+    assert SelectionPolicy(score_taps=None).taps_for(extractor) == ((0, 'hidden'),)
     result = swept(extractor, TensorImages(tiny.images(3)), score_taps='auto', candidates=[5])
     assert result.taps == ((1, 'value'), (2, 'value'), (3, 'value')) and extractor.taps == ((0, 'hidden'),)
 
