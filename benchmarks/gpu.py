@@ -22,7 +22,7 @@ from PIL import Image
 
 ROOT = record.ROOT
 COLUMNS = {'step': 'step', 'outcome': 'outcome', 'seconds': ('seconds', '.0f'), 'limit': ('limit', '.0f')}
-PRETRAINING_STEPS = 2000
+PRETRAINING_STEPS = 500
 QUICK_LIMIT = 4  # times the limits: a laptop's CPU, where nothing is measured
 
 
@@ -37,7 +37,7 @@ def pictures(folder):
 
 
 def steps(device, quick, out):
-    """(name, seconds at most, words of the command after ``python``) of each step; 530 seconds in all."""
+    """(name, seconds at most, words of the command after ``python``) of each step; 500 seconds in all."""
     suffix = '' if device == 'cpu' else f'_{device}'
 
     def bench(name, *options):
@@ -50,10 +50,10 @@ def steps(device, quick, out):
     return [
         ('forward', 130, bench('forward', '--dtype', 'bfloat16', '--attention', 'flash_attention', '--seconds', '2',
                                '--batches', '1', '64', '--memory', 'none')),
-        ('training', 90, bench('training', '--dtype', 'bfloat16', '--tokens', '256', '--batch', '64', '--seconds', '4')),
-        ('sweep', 130, bench('sweep', '--images', '64', '--repeats', '1')),
-        ('tests', 120, ['-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_device.py']),
-        ('pretraining', 60, pretraining)]
+        ('training', 100, bench('training', '--dtype', 'bfloat16', '--tokens', '256', '--batch', '64', '--seconds', '4')),
+        ('sweep', 120, bench('sweep', '--images', '64', '--repeats', '1')),
+        ('tests', 60, ['-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_device.py']),
+        ('pretraining', 90, pretraining)]
 
 
 def run(words, limit, log):

@@ -115,9 +115,11 @@ def processes(device):
 def peak_mib(device, build, *args):
     """Memory at the peak of a call of ``build(*args)``, with all that it holds, in MiB; None where this cannot be known.
 
-    Measured in a process of its own, in a second call, so that neither other contenders nor what is done once count. On the
-    CPU that is the memory of data, without the libraries' code; on a GPU what torch allocated there.
+    Measured in a second call, so that what is done once does not count. On the CPU that is the memory of data, without the
+    libraries' code, of a process of its own; on a GPU what torch allocates there beyond what it held before.
     """
+    if torch.device(device).type == 'cuda':
+        return _peak(device, build, args)
     with ProcessPoolExecutor(1, mp_context=processes(device)) as pool:
         return pool.submit(_peak, device, build, args).result()
 
@@ -126,14 +128,14 @@ def _peak(device, build, args):
     on_gpu, reset = torch.device(device).type == 'cuda', Path('/proc/self/clear_refs')
     if not on_gpu and not os.access(reset, os.W_OK):
         return None  # not Linux
-    before = None if on_gpu else _resident('RssAnon')
+    before = torch.cuda.memory_allocated(device) if on_gpu else _resident('RssAnon')
     run = build(*args)
     run()
     gc.collect()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
         run()
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system
     reset.write_text('5')  # VmHWM, the greatest memory so far, starts from now: man 5 proc
     run()

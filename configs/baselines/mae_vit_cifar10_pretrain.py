@@ -1,5 +1,5 @@
-# Masked autoencoding (arXiv:2111.06377), as mmpretrain has it, of a ViT of cifar10_dit_small's size on the 50,000 training images of
-# CIFAR-10, for as many images as that saw.
+# Masked autoencoding (arXiv:2111.06377), as mmpretrain has it, on the 50,000 training images of CIFAR-10: a ViT of the size of
+# cifar10_dit_small, for as many images as that saw.
 # tools/model_converters/publish_backbone.py makes mae_vit_cifar10.pth beside this file of the last checkpoint.
 _base_ = 'mae_vit_fashion_pretrain.py'
 model = dict(

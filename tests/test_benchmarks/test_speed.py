@@ -112,6 +112,18 @@ def test_growth(tmp_path, capsys):
 
 
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='not Linux')
+@pytest.mark.parametrize('backend', timing.ATTENTION)
+def test_every_backend_of_attention_can_be_asked_for(backend):
+    query = torch.randn(1, 1, 4, 8)
+    try:
+        with timing.attention(backend):
+            found = torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    except RuntimeError as error:  # not on every device
+        assert 'kernel' in str(error) and backend not in ('any', 'math')
+    else:
+        torch.testing.assert_close(found, (query @ query.mT / 8**0.5).softmax(-1) @ query)
+
+
 def test_the_peak_is_what_is_held_and_what_a_call_needs():
     assert timing.peak_mib('cpu', hungry.allocating, 100, 60) == pytest.approx(160, abs=8)
     assert timing.peak_mib('cpu', hungry.allocating, 100, 10) == pytest.approx(110, abs=8)

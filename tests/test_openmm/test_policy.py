@@ -12,7 +12,6 @@ from mmaselect.openmm import AutoTimestepHook, sweep_images
 from mmaselect.openmm import hook as module
 from mmaselect.registry import MODELS
 from mmaselect.selection import SelectionPolicy, SelectionResult, TensorImages, sweep
-from mmaselect.selection.scores import build
 
 SEG, CLS, ADE = 'aselect_fashion_scenes', 'aselect_cub', 'aselect_ade20k'
 CHOICES = [[0, 'query'], [2, 'mlp']]  # none is the tap of the config

@@ -136,6 +136,39 @@ def test_the_weights_that_the_probe_likes_best_are_kept(data, classes, tmp_path)
     assert config['prediction_type'] == 'sample'
 
 
+def test_two_views_of_each_image_are_contrasted(data, tmp_path):
+    losses = {}
+    for weight in (0, 0.5):
+        words = small_words(f'contrast_{weight}', data, tmp_path, *MASKED, '--contrast', weight, '--dit-batch', 4)
+        runs.run_here(*words)
+        rows = (tmp_path / f'contrast_{weight}_work' / 'dit_losses.csv').read_text().splitlines()
+        losses[weight] = float(rows[-1].split(',')[1])
+        assert not any('projection' in key for key in load_file(tmp_path / f'contrast_{weight}' / WEIGHTS))
+    # By chance InfoNCE is log(7) with the four images' eight views.
+    assert losses[0] + 0.1 < losses[0.5] < losses[0] + 0.5 * 2.5
+    said = refused(*small_words('latents', data, tmp_path, '--contrast', 0.5))
+    assert said == '2'
+
+
+def test_views_are_crops_of_their_own_colours(data):
+    import pretrain_data
+    images = pretrain_data.to_tensor(pretrain_data.read_images([data / 'fashion_scenes' / 'img_dir' / 'train'], 32))
+    first, again, other = (pretrain_data.view(images, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and first.shape == images.shape and first.abs().max() <= 1
+    assert (first - other).abs().mean((1, 2, 3)).min() > 0.01 and (first - images).abs().mean((1, 2, 3)).max() > 0.05
+    constant = pretrain_data.view(torch.full((64, 3, 8, 8), 0.5), torch.Generator().manual_seed(0))
+    assert torch.allclose(constant.amax((2, 3)), constant.amin((2, 3)), atol=1e-5)  # a crop adds no edges
+    assert constant[:, :, 0, 0].std() > 0.05
+
+
+def test_every_image_is_seen_once_an_epoch(monkeypatch):
+    import pretrain_data
+    seen = torch.cat([pretrain_data.batch_indices(3, step, 4, 10) for step in range(5)])
+    assert len(seen) == 20 and all(sorted(seen[start:start + 10].tolist()) == list(range(10)) for start in (0, 10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+    assert torch.equal(pretrain_data.batch_indices(3, 0, 20, 10), seen)
+
+
 def test_pretraining_goes_on_from_a_folder_of_weights(data, tmp_path):
     runs.run_here(*small_words('first', data, tmp_path, *SMALL, '--dit-steps', 2, '--prediction', 'sample'))
     runs.run_here(*small_words('second', data, tmp_path, '--init', tmp_path / 'first', '--pixels', '--size', 16, '--dit-steps', 1,

@@ -1,4 +1,4 @@
-# A stock ViT of cifar10_dit_small's size, on images of 32x32 in patches of 4. The adaLN of the DiT makes it the larger of the two.
+# A stock ViT of cifar10_dit_small's size, on images of 32x32 in patches of 4. Its adaLN makes that DiT the larger of the two.
 vit = dict(
     _delete_=True,
     type='mmpretrain.VisionTransformer',
