@@ -65,13 +65,14 @@ class Denoiser(nn.Module):
         hidden = dit.pos_embed(x)  # (B, N, D)
         if order is not None:
             hidden = take(hidden, order[:, :visible])  # (B, visible, D)
-        vectors = None
-        for index, block in enumerate(blocks):
-            if self.projection is not None and index == len(blocks) - self.decoder:
-                vectors = self.projection(hidden.mean(1))
-            if order is not None and index == len(blocks) - self.decoder:
-                position = dit.pos_embed.pos_embed.to(hidden).expand(len(x), -1, -1)  # (B, N, D)
-                hidden = torch.cat([hidden, (take(position, order[:, visible:]) + self.mask_token).to(hidden)], 1)  # (B, M, D)
+        decoder = len(blocks) - self.decoder  # its first block
+        for block in blocks[:decoder]:
+            hidden = block(hidden, timestep=t, class_labels=null)
+        vectors = None if self.projection is None else self.projection(hidden.mean(1))
+        if order is not None and self.decoder:
+            position = dit.pos_embed.pos_embed.to(hidden).expand(len(x), -1, -1)  # (B, N, D)
+            hidden = torch.cat([hidden, (take(position, order[:, visible:]) + self.mask_token).to(hidden)], 1)  # (B, M, D)
+        for block in blocks[decoder:]:
             hidden = block(hidden, timestep=t, class_labels=null)
         condition = blocks[0].norm1.emb(t, null, hidden_dtype=hidden.dtype)
         shift, scale = dit.proj_out_1(F.silu(condition)).chunk(2, dim=1)

@@ -125,11 +125,9 @@ class SelectionPolicy:
 
     def taps_for(self, extractor: Extractor) -> tuple[Tap, ...]:
         """The taps that scores judge with an extractor."""
-        if self.score_taps == 'auto':
+        if isinstance(self.score_taps, str):  # 'auto', the only word
             return upper_taps(extractor.family, tuple(TAPS) if self.choose_tap else ('value',))
-        if self.score_taps is None or isinstance(self.score_taps, str):  # 'auto' is the only word
-            return extractor.taps
-        return resolve(self.score_taps, extractor.family.depth)
+        return extractor.taps if self.score_taps is None else resolve(self.score_taps, extractor.family.depth)
 
     def record(self) -> dict[str, Any]:
         """The options as JSON has them."""

@@ -78,6 +78,14 @@ def test_vectors_are_of_the_visible_tokens_before_the_decoder(denoiser):
     torch.testing.assert_close(vectors, model.projection(seen[0].mean(1)))
 
 
+def test_vectors_without_a_decoder_are_of_the_last_block(denoiser):
+    denoising, plain = denoiser
+    model = denoising.Denoiser(plain.dit, embedding=5).eval()
+    x, t = noisy()
+    tokens = model.maps(x, t)[-1].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(model(x, t)[1], model.projection(tokens.mean(1)))
+
+
 def test_contrast_is_the_cross_entropy_of_each_view_with_its_other(denoiser):
     denoising, _ = denoiser
     vectors = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
