@@ -15,7 +15,6 @@ is constant after its warm-up and falls to zero over the last --decay of the ste
 import argparse
 import hashlib
 import json
-import math
 import os
 from pathlib import Path
 
@@ -25,9 +24,10 @@ from denoising import Denoiser, contrast, patches, take
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from pretrain_data import augment, batch_indices, read_images, to_tensor, view
 from pretrain_loop import RANK, WORLD, fit, precision, say, share
+from pretrain_vae import encode, train_vae
 from probe_dit import left_out_accuracy, pooled, read_labelled
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import distributed
 from torchvision.utils import save_image
 from tqdm import tqdm
@@ -43,46 +43,6 @@ WEIGHTS = Path('transformer', 'diffusion_pytorch_model.safetensors')
 EMBEDDING, TEMPERATURE = 128, 0.2  # of --contrast
 # What may change when a run goes on.
 ANYWHERE = 'out', 'work_dir', 'save_minutes', 'device', 'dit_steps', 'images', 'half', 'compile'
-
-
-def train_vae(images, args):
-    """An AutoencoderKL trained on mean absolute error and a faint KL, with its EMA weights."""
-    stages = int(math.log2(args.vae_stride)) + 1
-    vae = AutoencoderKL(block_out_channels=[16 * 2 ** i for i in range(stages)], down_block_types=['DownEncoderBlock2D'] * stages,
-                        up_block_types=['UpDecoderBlock2D'] * stages, layers_per_block=1, latent_channels=args.vae_channels,
-                        norm_num_groups=8, sample_size=args.size)
-
-    class Reconstruction(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.vae = vae
-
-        def forward(self, x, generator):
-            posterior = self.vae.encode(x).latent_dist
-            noise = share(torch.randn((args.vae_batch, *posterior.mean.shape[1:]), generator=generator)).to(x)
-            decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
-            return F.l1_loss(decoded.float(), x) + 1e-6 * posterior.kl().float().mean()
-
-    def loss_of(network, step):
-        rows = share(batch_indices(args.seed, step, args.vae_batch, len(images)))
-        with precision(args):
-            return network(to_tensor([images[i] for i in rows]).to(args.device), torch.Generator().manual_seed(args.seed + step))
-
-    ema, curve = fit('vae', Reconstruction().to(args.device), loss_of, args.vae_steps, args)
-    return ema.vae, curve
-
-
-@torch.no_grad()
-def encode(vae, images, path=None):
-    """The latents' means, (N, C, h, w) in float16 on the CPU, kept in the file ``path`` so that a resumed run has them."""
-    if path is None or not path.exists():
-        latents = torch.cat([vae.encode(to_tensor(images[i:i + 64]).to(vae.device)).latent_dist.mean.half().cpu().contiguous()
-                             for i in range(0, len(images), 64)])
-        if path is None:
-            return latents
-        with atomic(path) as part:
-            save_file(dict(latents=latents), part)
-    return load_file(path)['latents']
 
 
 def new_dit(channels, size, args):
@@ -155,19 +115,19 @@ def train_dit(read, shape, scheduler, images, labelled, args):
     tokens = (shape[1] // patch) ** 2
     visible = tokens - round(args.mask * tokens)
     asked = visible + round(args.reconstruct * (tokens - visible))
-
-    signals, sigmas, times = (table.float().to(args.device) for table in (process.signal, process.sigma, process.model_time))
+    tables = (process.signal, process.sigma, process.model_time)
+    on_device = NoiseProcess(*(table.float().to(args.device) for table in tables))
 
     def loss_of(network, step):
-        here = there = torch.Generator().manual_seed(args.seed * 10_000_019 + step + 1)
+        generator = of_device = torch.Generator().manual_seed(args.seed * 10_000_019 + step + 1)
         if args.device != 'cpu':  # a GPU draws a batch's noise in no time
-            there = torch.Generator(args.device).manual_seed(here.initial_seed())
-        draws = dict(generator=there, device=args.device)
+            of_device = torch.Generator(args.device).manual_seed(generator.initial_seed())
+        draws = dict(generator=of_device, device=args.device)
         indices = batch_indices(args.seed, step, args.dit_batch, len(images))
-        flip = torch.rand(len(indices), generator=here) < (0.5 if args.flip else 0)
-        x = read(indices, flip, here).to(args.device)
+        flip = torch.rand(len(indices), generator=generator) < (0.5 if args.flip else 0)
+        x = read(indices, flip, generator).to(args.device)
         if args.contrast:
-            x = torch.cat([view(x, there), view(x, there)])
+            x = torch.cat([view(x, of_device), view(x, of_device)])
         noise = torch.randn(x.shape, **draws)
         if args.time_mean is None:
             t = torch.randint(len(process), (len(x),), **draws)  # t=0 is the cleanest
@@ -176,16 +136,16 @@ def train_dit(read, shape, scheduler, images, labelled, args):
             t = t.long().clamp(max=len(process) - 1)
         order = share(torch.rand(len(x), tokens, **draws).argsort(1)[:, :asked]) if args.mask else None
         x, noise, t = share(x), share(noise), share(t)
-        signal, sigma = signals[t][:, None, None, None], sigmas[t][:, None, None, None]
+        signal, sigma = (table[t][:, None, None, None] for table in (on_device.signal, on_device.sigma))
         target = dict(epsilon=noise, sample=x, v_prediction=signal * noise - sigma * x, flow=noise - x)[args.prediction]
         with precision(args):
-            out, vectors = network(signal * x + sigma * noise, times[t], order, visible)
+            out, vectors = network(on_device.add(x, t, noise), on_device.model_time[t], order, visible)
         target = patches(target, patch)  # (B, N, patch * patch * C)
         target = target if order is None else take(target, order)
         error = F.mse_loss(out.float(), target, reduction='none').mean((1, 2))  # (B,)
         if args.min_snr:
             # Hang et al. 2023 (arXiv:2303.09556): in terms of the clean x, every error weighs min(SNR, gamma).
-            snr = (signals[t] / sigmas[t]).square().clamp(min=1e-8)
+            snr = (on_device.signal[t] / on_device.sigma[t]).square().clamp(min=1e-8)
             per = dict(epsilon=snr, sample=1, v_prediction=snr + 1, flow=(1 + snr.sqrt()).square())[args.prediction]
             error = error * (snr.clamp(max=args.min_snr) / per)
         return error.mean() + (args.contrast * contrast(vectors, TEMPERATURE) if args.contrast else 0)

@@ -73,7 +73,7 @@ class NoiseProcess:
 
         Args:
             latent (Tensor): (B, C, h, w).
-            t (Tensor): (B,) integer timesteps on the CPU, 0 the cleanest.
+            t (Tensor): (B,) integer timesteps, 0 the cleanest, on the CPU or where this process' tables are.
             noise (Tensor | None): (B or 1, C, h, w) of unit variance; None only scales the clean latent.
 
         Returns:
