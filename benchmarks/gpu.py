@@ -49,7 +49,7 @@ def steps(device, quick, out):
                    '--dit-steps', '3' if quick else str(PRETRAINING_STEPS), '--dit-batch', '8' if quick else '256']
     return [
         ('forward', 130, bench('forward', '--dtype', 'bfloat16', '--attention', 'flash_attention', '--seconds', '2',
-                               '--batches', '1', '64', '--memory', 'none')),
+                               '--batches', '64', '--memory', 'none')),
         ('training', 100, bench('training', '--dtype', 'bfloat16', '--tokens', '256', '--batch', '64', '--seconds', '4')),
         ('sweep', 120, bench('sweep', '--images', '64', '--repeats', '1')),
         ('tests', 60, ['-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_device.py']),

@@ -71,12 +71,34 @@ def batch_indices(seed, step, size, count):
     return torch.cat(found)
 
 
+def scaled(images):
+    """(B, 3, H, W) in [-1, 1] of uint8 (B, H, W, 3)."""
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
 def to_tensor(images):
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # (B, 3, H, W) in [-1, 1]
+    return scaled(torch.from_numpy(np.stack(images)))
 
 
-def augment(images, size, flip, generator):
-    """A batch (B, size, size, 3) of uint8 images, cut at random where they are larger and flipped where ``flip`` says so."""
+def pixel_reader(images, args):
+    """A function of (indices, flip, generator) to (B, 3, size, size) in [-1, 1], cut at random with ``--crop``.
+
+    Images of one size lie on the device, so that a GPU does not wait for the CPU to stack each batch.
+    """
+    if args.crop:
+        def read(indices, flip, generator):
+            return scaled(torch.from_numpy(crops([images[i] for i in indices.tolist()], args.size, flip, generator)))
+        return read
+    whole = torch.from_numpy(np.stack(images)).to(args.device)  # (N, size, size, 3)
+
+    def read(indices, flip, generator):
+        batch = whole[indices.to(whole.device)]
+        return scaled(torch.where(flip.to(whole.device)[:, None, None, None], batch.flip(2), batch))
+    return read
+
+
+def crops(images, size, flip, generator):
+    """Squares (B, size, size, 3) of uint8 images, cut at random where they are larger and flipped where ``flip`` says so."""
     cut = []
     for image, mirrored in zip(images, flip.tolist(), strict=True):
         if image.shape[:2] != (size, size):

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from denoising import Denoiser, contrast, patches, take
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
-from pretrain_data import augment, batch_indices, read_images, to_tensor, view
+from pretrain_data import batch_indices, pixel_reader, read_images, scaled, view
 from pretrain_loop import RANK, WORLD, fit, precision, say, share
 from pretrain_vae import encode, train_vae
 from probe_dit import left_out_accuracy, pooled, read_labelled
@@ -323,10 +323,8 @@ def main():
     if args.probe:
         labelled = read_labelled(args.probe, args.size, args.probe_per_class, args.seed)
     if args.pixels:
-        def read(indices, flip, generator):
-            return to_tensor(augment([images[i] for i in indices.tolist()], args.size, flip, generator))
-        shape = 3, args.size, args.size
-        labelled = labelled and (to_tensor(labelled[0]), labelled[1])
+        read, shape = pixel_reader(images, args), (3, args.size, args.size)
+        labelled = labelled and (scaled(torch.from_numpy(labelled[0])), labelled[1])
     else:
         if args.vae or args.init:
             vae = AutoencoderKL.from_pretrained(args.vae or args.init, subfolder='vae').to(args.device)

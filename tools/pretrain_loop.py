@@ -58,7 +58,7 @@ def fit(name, model, loss_of, steps, args, probe=None):
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW([dict(params=matrices, weight_decay=args.weight_decay), dict(params=others, weight_decay=0)],
-                                  lr=args.lr, betas=(0.9, args.beta2))
+                                  lr=args.lr, betas=(0.9, args.beta2), fused=torch.device(args.device).type == 'cuda')
     ema, first = copy.deepcopy(model).requires_grad_(False).eval(), 0
     curve, best = dict(losses=[], probes=[], seconds=0.0, steps=steps), None
     if checkpoint.exists():

@@ -101,7 +101,12 @@ def normalized(x, weight, bias, eps):
 
 def added(x, gate, branch):
     """The residual stream with a branch added through its gate, in one pass over memory."""
-    return x + branch if gate is None else torch.addcmul(x, gate, branch)
+    if gate is None:
+        return x + branch
+    if x.dtype == branch.dtype:
+        return torch.addcmul(x, gate, branch)
+    with torch.autocast(x.device.type, enabled=False):  # which would first copy the branch to float32
+        return torch.addcmul(x, gate, branch)
 
 
 def walk(family, state, condition, taps, checkpointing=False):
