@@ -217,6 +217,8 @@ def measure(args):
         if reason:
             print(f'{name} is left out: {reason}')
     names, rows, head = [name for name in args.tasks if not left[name]], [], record.head()
+    if not names:
+        raise SystemExit('no setting can be measured')
     with tqdm(total=len(names) * len(args.timesteps), desc='settings x timesteps') as bar:
         while names:
             setting = tasks.TASKS[names[0]].measured

@@ -244,7 +244,7 @@ def parse():
     goal.add_argument('--mask', type=float, default=0.0, help='share of the tokens that all but the last blocks do not see')
     goal.add_argument('--reconstruct', type=float, default=1.0, help='share of the masked tokens that the loss asks for')
     goal.add_argument('--contrast', type=float, default=0.0, help='weight of an InfoNCE loss between two views of each image: '
-                      'crops of other colours, noise and masks; with --pixels')
+                      'crops of other colours, noise and masks; with --pixels. Each process contrasts its own images')
     goal.add_argument('--decoder-blocks', type=int, default=1, help='last blocks, which see all tokens')
     steps = parser.add_argument_group('training')
     steps.add_argument('--vae-steps', type=int, default=2000)
@@ -274,6 +274,8 @@ def parse():
         parser.error('--contrast needs --pixels, and cuts crops of its own: leave --crop out')
     if not 0 <= args.mask < 1:
         parser.error(f'--mask {args.mask}: a share of the tokens, at least 0 and below 1')
+    if args.mask and args.decoder_blocks < 1:
+        parser.error('--decoder-blocks 0: with --mask the last blocks, one or more, put out the tokens that are left out')
     for name in ('dit_batch', 'vae_batch'):
         if getattr(args, name) < 1 or getattr(args, name) % WORLD:
             parser.error(f'--{name.replace("_", "-")} {getattr(args, name)} cannot be shared by the number of processes, {WORLD}')

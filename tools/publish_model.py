@@ -36,7 +36,7 @@ def publish(cfg: Config, checkpoint: dict) -> tuple[Config, dict]:
     model.load_state_dict(checkpoint['state_dict'])
     if backbone.chosen is None:
         raise ValueError('the checkpoint has no timestep: give one of a training, or fix backbone.timestep')
-    backbone.refers = False  # so that all weights are stored
+    backbone.origin.refers = False  # so that all weights are stored
     timesteps = list(backbone.timesteps)
     changes = dict(pretrained=None, variant=None, revision=None, dtype=None, taps=[list(tap) for tap in backbone.extractor.taps],
                    timestep=timesteps if len(timesteps) > 1 else timesteps[0])

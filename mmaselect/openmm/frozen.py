@@ -10,18 +10,9 @@ from torch import Tensor
 from mmaselect.extract import TAPS, Extractor
 from mmaselect.extract.fingerprint import weights_hash
 from mmaselect.extract.fold import dit_of, is_folded
+from mmaselect.extract.lora import add_lora
 
 DECODER = ('encoder.vae.decoder.', 'encoder.vae.post_quant_conv.')  # in older checkpoints only
-
-
-class Shared:
-    """Holds a module so that it is no part of the module that has this, and that copies of that one share it."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def __deepcopy__(self, memo):
-        return self
 
 
 @dataclass(frozen=True)
@@ -62,13 +53,27 @@ class Reference:
                     'it was trained on, or train anew')
 
 
+def freeze(extractor: Extractor, frozen: bool, lora: dict | None) -> set[str]:
+    """Leaves gradients to what is trained alone, and gives the names of these parameters: adapters, or none, or the DiT's."""
+    if lora is not None:
+        trained = add_lora(extractor, **lora)
+    elif frozen:
+        trained = []
+    else:
+        trained = extractor.used_parameters() if extractor.timesteps is None else list(extractor.family.parameters())
+    extractor.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    return {name for name, parameter in extractor.named_parameters() if parameter.requires_grad}
+
+
 def leave_out_frozen(backbone: Any, state: dict[str, Tensor], prefix: str, _):
     """A state dict hook: leaves out what ``pretrained`` has, and what stands in the ViT's place before the choice."""
-    if backbone.refers or backbone.is_open:
+    if backbone.origin.refers or backbone.is_open:
         own = f'{prefix}extractor.'
         for key in [key for key in state if key.startswith(own) and key[len(own):] not in backbone.trained]:
             del state[key]
-    if backbone.refers:
+    if backbone.origin.refers:
         backbone.reference().put(state, prefix)
 
 
@@ -124,7 +129,7 @@ def load_weights(backbone: Any, state: dict[str, Tensor], prefix: str, reference
     if reference is not None and extractor.state_dict().keys() - given.keys():
         reference.check(backbone.reference())
     if given.keys() - backbone.trained:
-        backbone.refers = False
+        backbone.origin.refers = False
     if not backbone.folds:
         backbone.note(wanted)
     elif folded and stored:
@@ -135,7 +140,8 @@ def load_weights(backbone: Any, state: dict[str, Tensor], prefix: str, reference
         if dit and not folded:
             whole = dit_of(extractor.family.config, dit)
             whole.pos_scale = extractor.family.pos_scale
-            backbone.reopen(whole)
+            backbone.origin.hold(whole)
+            extractor.family.timesteps = ()
         for name in dit:  # what is folded at no timestep, of a checkpoint from before the choice
             del state[f'{prefix}family.{name}']
         backbone.select(wanted) if wanted else backbone.note(())

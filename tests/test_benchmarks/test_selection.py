@@ -268,3 +268,9 @@ def test_tables_have_the_mean_of_settings_and_the_worst_tap(tmp_path, capsys, mo
     assert summary['t=0', 'made']['mean'] == 5 and summary['t=0', 'made']['worst'] == 10
     assert summary['t=0', 'all']['cost_of_trained_probes'] == 0 < summary['own', 'all']['cost_of_trained_probes'] < 1 / 50
     assert summary['t=0', 'kept']['held_out'] is True and summary['t=0', 'all']['held_out'] is None
+
+
+def test_a_setting_whose_model_is_missing_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(tasks.MODELS, 'flow', tasks.ROOT / 'work_dirs' / 'nothing')
+    with pytest.raises(SystemExit, match='no setting can be measured'):
+        selection.measure(selection.parse(['--tasks', 'flow', '--work-dir', str(tmp_path)]))

@@ -309,3 +309,9 @@ def test_no_images_at_a_time_are_refused(size, data, tmp_path, capsys):
         runs.run_here(*small_words('none', data, tmp_path, '--pixels', '--dit-batch', size))
     assert f'--dit-batch {size} cannot be shared by the number of processes, 1' in capsys.readouterr().err
     assert not (tmp_path / 'none_work').exists()
+
+
+def test_masked_tokens_need_a_block_that_puts_them_out(data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        runs.run_here(*small_words('none', data, tmp_path, *MASKED, '--decoder-blocks', 0))
+    assert '--decoder-blocks 0: with --mask' in capsys.readouterr().err and not (tmp_path / 'none_work').exists()
