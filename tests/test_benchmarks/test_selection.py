@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from planted import BEST, TIMES, Planted
 
 sys.path.insert(0, str(runs.ROOT / 'benchmarks'))
+import halving
 import probes
 import record
 import rules
@@ -274,3 +275,21 @@ def test_a_setting_whose_model_is_missing_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(tasks.MODELS, 'flow', tasks.ROOT / 'work_dirs' / 'nothing')
     with pytest.raises(SystemExit, match='no setting can be measured'):
         selection.measure(selection.parse(['--tasks', 'flow', '--work-dir', str(tmp_path)]))
+
+
+def test_the_sweep_that_halves_is_held_against_the_whole_one(monkeypatch, tmp_path, capsys):
+    task = Task('digits', tiny.extractor(), TensorImages(tiny.images(96), torch.arange(96) % 2))
+    rows = [dict(setting='digits', held_out=0, dense=0, seed=0, t=t, log_snr=float(-t), block=1, tap='value', accuracy_1=accuracy,
+                 accuracy_2=accuracy + 2.0, half_consistency=0.0) for t, accuracy in ((0, 60.0), (500, 80.0), (999, 50.0))]
+    seen, = rules.seen_of(rows)
+    assert halving.regret(seen, 500) == 0 and halving.regret(seen, 250) == pytest.approx(10)  # between 61 and 81
+    record.write(tmp_path / 'rows.csv.gz', {}, rows)
+    monkeypatch.setattr(tasks, 'missing', lambda name: None)
+    monkeypatch.setattr(tasks, 'build', lambda *_: task)
+    words = ['--tasks', 'digits', '--rows', str(tmp_path / 'rows.csv.gz'), '--out', str(tmp_path / 'out.json')]
+    halving.main(words)
+    row, = record.read(tmp_path / 'out.json')[1]
+    assert row['images'] == 32 and row['forwards_halving'] < row['forwards_grid'] == 2 * 20 * 32
+    assert row['regret_grid'] == pytest.approx(halving.regret(seen, row['t_grid']))
+    halving.main(words)
+    assert 'digits: is there' in capsys.readouterr().out and record.read(tmp_path / 'out.json')[1] == [row]
