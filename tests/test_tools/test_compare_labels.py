@@ -160,3 +160,13 @@ def test_samples_of_seeds_are_disjoint(monkeypatch):
     assert tool.seeds_of(4, [0, 1, 2], 9) == [0, 1] and tool.seeds_of(None, [0, 1, 2], 9) == [0]
     with pytest.raises(ValueError, match='would take images 8 to 12 of a training set of 9'):
         tool.sample(4, 2, 9)
+
+
+def test_the_results_of_this_repository_name_each_row_once():
+    """Rows of several runs were put together there, and once a model's under the name of another."""
+    rows = json.loads((runs.ROOT / 'benchmarks' / 'results' / 'compare.json').read_text())['rows']
+    names = [(row['data'], row['labels'], row['method']) for row in rows]
+    assert len(set(names)) == len(names)
+    for config in {row['config'] for row in rows if row['config']}:
+        # Heads of one config are of one size, for classes are as many however many labels there are.
+        assert len({row['trained'] for row in rows if row['config'] == config}) == 1, config
