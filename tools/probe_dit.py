@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pretrain_data import resized
+from pretrain_data import resized, scaled
 from tqdm import tqdm
 
 from mmaselect.extract import Extractor
@@ -95,7 +95,7 @@ def block_features(extractor, images, timestep, batch=100):
     """The pooled features (N, F) of every block that the extractor taps, of uint8 images (N, H, W, 3)."""
     rows = []
     for start in range(0, len(images), batch):
-        x = torch.from_numpy(images[start:start + batch]).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W)
+        x = scaled(torch.from_numpy(images[start:start + batch]))  # (B, 3, H, W)
         rows.append([pooled(m) for m in extractor(x.to(next(extractor.parameters()).device), timestep)])
     return [torch.cat(block) for block in zip(*rows, strict=True)]
 

@@ -42,7 +42,7 @@ def publish(cfg: Config, checkpoint: dict) -> tuple[Config, dict]:
                    timestep=timesteps if len(timesteps) > 1 else timesteps[0])
     for node in nodes(cfg.model):
         if type_name(node) == 'DiTBackbone':
-            node.update(changes, arch=node.get('arch') or arch_of(backbone.pretrained, node.get('revision')))
+            node.update(changes, arch=node.get('arch') or arch_of(backbone.origin.pretrained, node.get('revision')))
     return cfg, dict(meta=checkpoint.get('meta', {}), state_dict=model.state_dict())
 
 

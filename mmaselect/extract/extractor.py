@@ -13,6 +13,7 @@ from .families import family_of
 from .fold import fold
 from .latent import LatentEncoder
 from .noise import NoiseProcess
+from .numbers import several
 from .taps import resolve
 
 
@@ -171,12 +172,12 @@ class Extractor(nn.Module):
             raise ValueError(f'latents must be (B, {channels}, h, w) of whole patches of {patch}, not {tuple(latent.shape)}')
         if not len(latent):
             raise ValueError('there are no latents: a batch has at least one')
-        several = t if isinstance(t, (list, tuple)) else [t]
-        if not several:
+        timesteps = several(t)
+        if not timesteps:
             raise ValueError('no timesteps were given')
         noises = self.draw(latent, noise, seed, draws)
         tokens = latent[:, 0].numel() // patch ** 2
-        return tuple(m for one in several for m in average(self.features, latent, one, noises, tokens))
+        return tuple(m for one in timesteps for m in average(self.features, latent, one, noises, tokens))
 
     def draw(self, latent, noise='seeded', seed=0, draws=1):
         """The noise that ``from_latents`` adds to these latents; see ``draws.draw``."""

@@ -70,7 +70,7 @@ class DiTBackbone(BaseModule):
         if compile is not False:
             self.extractor.compile(**({} if compile is True else compile))
         self.taps = self.extractor.taps  # those of the config, which decide what the ViT has
-        self.pretrained, self.dtype, self.latents, self._latents_checked = pretrained, dtype, latents, False
+        self.dtype, self.latents, self._latents_checked = dtype, latents, False
         self.noise, self.seed, self.noise_draws = noise, seed, noise_draws
         given = () if timestep is None else several(timestep)
         self.num_timesteps = len(given or [-1]) if num_timesteps is None else num_timesteps
@@ -146,8 +146,8 @@ class DiTBackbone(BaseModule):
         self.reference()
 
     def apply(self, fn):
-        """As nn.Module's, but by an ``init_cfg`` of the whole model MMEngine's initialisers do not reach its weights."""
-        if fn.__module__ == 'mmengine.model.weight_init' and (self.pretrained is not None or self.frozen):
+        """As nn.Module's, but a model's ``init_cfg``, by MMEngine's initialisers, does not reach a pretrained or frozen DiT."""
+        if fn.__module__ == 'mmengine.model.weight_init' and (self.origin.pretrained is not None or self.frozen):
             return self
         return super().apply(fn)
 
@@ -179,9 +179,10 @@ class DiTBackbone(BaseModule):
         return self
 
     def get_layer_depth(self, name: str, prefix: str = '') -> tuple[int, int]:
-        """The layer of a parameter and the number of layers, as mmpretrain's backbones have it; ``name`` begins with ``prefix``.
+        """The layer of a parameter of the whole model and the number of layers, as mmpretrain's backbones have it.
 
-        Layer 0 comes before the blocks, block i is layer i + 1, the last is the head. Blocks after the last tap do not count.
+        Layer 0 comes before the blocks, block i is layer i + 1, the last is what is not under ``prefix``: neck and head.
+        Blocks after the last tap do not count.
         """
         layers, block = self.extractor.taps[-1][0] + 3, self.extractor.family.block_of(name)
         layer = 0 if block is None else block + 1
@@ -196,4 +197,3 @@ class DiTBackbone(BaseModule):
         reference = take_reference(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         load_weights(self, state_dict, prefix, reference)
-
