@@ -6,6 +6,7 @@ import torch.nn.functional as F
 PENALTIES = 1.0, 0.1, 1e-2, 1e-3  # on the squared weights of standardised features, per sample
 ITERATIONS = 100  # of L-BFGS at most
 MOST = 100_000  # cells of masks that a head is fitted to: a random choice of them where there are more
+FEW = 20_000  # of these, the cells by which its penalty is chosen
 FOLDS, CROSS = 5, 200  # up to so many samples all folds are held out in turn, and above one
 TOGETHER = 32  # masks that are compared at a time
 DETAIL = 4  # parts of a cell along each side that a head for masks predicts
@@ -58,7 +59,7 @@ def fit(features, targets, group):
     Returns:
         Callable: Features (M, F) to logits (M, P, C).
     """
-    if len(features) > MOST:
+    if len(features) > FEW:
         chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:MOST]
         features, targets, group = features[chosen], targets[chosen], group[chosen]
     mean, scale = standardise(features)
@@ -68,15 +69,16 @@ def fit(features, targets, group):
         kept = values > 1e-6 * values[-1]
         basis = x.T @ (vectors[:, kept] / values[kept].sqrt()).float()  # (F, at most N), orthonormal
         x = x @ basis
+    few = slice(FEW)
     losses = torch.zeros(len(PENALTIES))
     for fold in range(FOLDS if len(x) <= CROSS else 1):
-        held, weights = group % FOLDS == fold, None
+        held, weights, path = group[few] % FOLDS == fold, None, []
         for place, penalty in enumerate(PENALTIES):
-            weights = logistic(x[~held], targets[~held], penalty, weights)
-            losses[place] -= (targets[held] * predict(x[held], weights).log_softmax(2)).sum()
-    weights = None
-    for penalty in PENALTIES[:losses.argmin() + 1]:  # from one to the next
-        weights = logistic(x, targets, penalty, weights)
+            weights = logistic(x[few][~held], targets[few][~held], penalty, weights)
+            losses[place] -= (targets[few][held] * predict(x[few][held], weights).log_softmax(2)).sum()
+            path.append(weights)
+    best = losses.argmin()
+    weights = logistic(x, targets, PENALTIES[best], path[best])
     if basis is not None:
         weights = torch.cat([torch.einsum('fn,npc->fpc', basis, weights[:-1]), weights[-1:]])
     return lambda others: predict((others - mean) * scale, weights)

@@ -174,8 +174,10 @@ def plot_curves(stages, path):
     figure = Figure(figsize=(4 * (len(stages) + bool(probes)), 3), layout='constrained')
     axes = figure.subplots(1, len(stages) + bool(probes), squeeze=False)[0]
     for axis, (name, curve) in zip(axes, stages.items(), strict=False):
+        values = [loss for _, loss in curve['losses']]
         axis.plot(*zip(*curve['losses'], strict=True))
-        axis.set(title=f'{name}, {curve["seconds"] / 60:.0f} minutes', xlabel='step', ylabel='loss', yscale='log')
+        axis.set(title=f'{name}, {curve["seconds"] / 60:.0f} minutes', xlabel='step', ylabel='loss',
+                 yscale='log' if max(values) > 5 * min(values) else 'linear')
     if probes:
         for timestep in sorted({t for _, found in probes for t, _, _ in found}):
             best = [(step, max(a for t, _, a in found if t == timestep)) for step, found in probes]

@@ -49,6 +49,18 @@ def test_few_samples_of_many_channels_give_what_all_channels_would(heads, monkey
     torch.testing.assert_close(heads.fit(x, targets, torch.arange(30))(x), expected, atol=1e-2, rtol=0)
 
 
+def test_of_many_cells_a_part_chooses_the_penalty_and_the_head_sees_more(heads, monkeypatch):
+    sizes, logistic = [], heads.logistic
+    monkeypatch.setattr(heads, 'FEW', 50)
+    monkeypatch.setattr(heads, 'MOST', 200)
+    monkeypatch.setattr(heads, 'CROSS', 0)
+    monkeypatch.setattr(heads, 'logistic', lambda x, *rest: sizes.append(len(x)) or logistic(x, *rest))
+    x, labels = blobs(300, spread=0.1)
+    head = heads.fit(x, F.one_hot(labels)[:, None].float(), torch.arange(300) // 3)
+    assert set(sizes[:-1]) == {sizes[0]} and 30 < sizes[0] < 50 and sizes[-1] == 200
+    assert (head(x)[:, 0].argmax(1) == labels).all()
+
+
 def test_accuracy(heads):
     x, labels = blobs(120, spread=0.1)
     assert heads.classify(x[:60], labels[:60], x[60:], labels[60:], 3) == 100

@@ -59,3 +59,12 @@ def test_an_interrupted_conversion_is_completed(garments, tmp_path):
     before = kept.stat().st_mtime_ns
     assert all(np.array_equal(array, first[path]) for path, array in scenes(garments, tmp_path).items())
     assert gone.is_file() and kept.stat().st_mtime_ns == before
+
+
+def test_garments_of_a_split_without_scenes_are_not_needed(garments, tmp_path):
+    source = tmp_path / 'train_only'
+    source.mkdir()
+    for kind in ('images-idx3-ubyte', 'labels-idx1-ubyte'):
+        (source / f'train-{kind}').symlink_to(garments / f'train-{kind}')
+    found = scenes(source, tmp_path / 'out', val=0)
+    assert {path.parts[1] for path in found} == {'train', 'pretrain'}

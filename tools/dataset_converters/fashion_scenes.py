@@ -92,6 +92,8 @@ def main():
     args = parser.parse_args()
     for split in SPLITS:
         count = getattr(args, split)
+        if not count:  # nor are its garments needed
+            continue
         for kind in ('img_dir', 'ann_dir'):
             (args.out / kind / split).mkdir(parents=True, exist_ok=True)
         job = partial(write, source=args.source, out=args.out, split=split, seed=args.seed)
