@@ -8,6 +8,8 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 
+from mmaselect.extract.numbers import check_batch_size
+
 from .configs import type_name
 from .sweep_images import naming_empty_set, of_one_size
 from .transforms import contents, identity
@@ -96,8 +98,7 @@ class SplitImages:
     """
 
     def __init__(self, cfg, model, split, batch_size):
-        if batch_size < 1:
-            raise ValueError(f'batch_size={batch_size}: at least one image at a time')
+        check_batch_size(batch_size)
         self.dataset, dataset, self.flips = dataset_of(cfg, split)
         if split == 'train' and getattr(model.data_preprocessor, 'batch_augments', None):
             raise ValueError('the data_preprocessor mixes the images of a batch (batch_augments), which a cache cannot follow: '

@@ -200,7 +200,7 @@ def test_flips_that_were_not_cached_are_named(data, tmp_path, monkeypatch):
     (SEG, ['--split', 'train'], {'train_dataloader__dataset__pipeline__2__direction': 'vertical'}, 'RandomFlip can stay where'),
     (SEG, ['--launcher', 'pytorch'], {}, 'by one process'),
     (SEG, ['--checkpoint', 'nothing.pth'], {}, 'nothing.pth'),
-    (SEG, ['--split', 'train', '--batch-size', '0'], {}, 'batch_size=0: at least one image'),
+    (SEG, ['--split', 'train', '--batch-size', '0'], {}, 'batch_size=0: an integer, at least one image'),
 ], ids=['random', 'slide', 'padded', 'vertical', 'processes', 'checkpoint', 'batch'])
 def test_what_a_cache_cannot_follow_is_refused(name, arguments, changes, reason, data, tmp_path, capsys):
     with pytest.raises(SystemExit):
