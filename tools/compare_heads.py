@@ -69,13 +69,13 @@ def fit(features, targets, group):
         kept = values > 1e-6 * values[-1]
         basis = x.T @ (vectors[:, kept] / values[kept].sqrt()).float()  # (F, at most N), orthonormal
         x = x @ basis
-    few = slice(FEW)
+    some, shown, folds = x[:FEW], targets[:FEW], group[:FEW] % FOLDS
     losses = torch.zeros(len(PENALTIES))
     for fold in range(FOLDS if len(x) <= CROSS else 1):
-        held, weights, path = group[few] % FOLDS == fold, None, []
+        held, weights, path = folds == fold, None, []
         for place, penalty in enumerate(PENALTIES):
-            weights = logistic(x[few][~held], targets[few][~held], penalty, weights)
-            losses[place] -= (targets[few][held] * predict(x[few][held], weights).log_softmax(2)).sum()
+            weights = logistic(some[~held], shown[~held], penalty, weights)
+            losses[place] -= (shown[held] * predict(some[held], weights).log_softmax(2)).sum()
             path.append(weights)
     best = losses.argmin()
     weights = logistic(x, targets, PENALTIES[best], path[best])

@@ -177,7 +177,7 @@ def plot_curves(stages, path):
         values = [loss for _, loss in curve['losses']]
         axis.plot(*zip(*curve['losses'], strict=True))
         axis.set(title=f'{name}, {curve["seconds"] / 60:.0f} minutes', xlabel='step', ylabel='loss',
-                 yscale='log' if max(values) > 5 * min(values) else 'linear')
+                 yscale='log' if max(values, default=0) > 5 * min(values, default=0) else 'linear')
     if probes:
         for timestep in sorted({t for _, found in probes for t, _, _ in found}):
             best = [(step, max(a for t, _, a in found if t == timestep)) for step, found in probes]

@@ -315,3 +315,10 @@ def test_masked_tokens_need_a_block_that_puts_them_out(data, tmp_path, capsys):
     with pytest.raises(SystemExit):
         runs.run_here(*small_words('none', data, tmp_path, *MASKED, '--decoder-blocks', 0))
     assert '--decoder-blocks 0: with --mask' in capsys.readouterr().err and not (tmp_path / 'none_work').exists()
+
+
+def test_a_stage_without_steps_has_an_empty_curve(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(runs.ROOT / 'tools'))
+    from pretrain_dit import plot_curves
+    plot_curves({'DiT': dict(losses=[], probes=[], seconds=0)}, tmp_path / 'loss.png')
+    assert (tmp_path / 'loss.png').is_file()
