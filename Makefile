@@ -92,6 +92,10 @@ compare: $(INSTALLED) $(SCENES) $(MAE) $(CIFAR10) $(MAE_CIFAR10)
 
 compare-scenes: $(INSTALLED) $(SCENES) $(MAE)
 	$(BIN)/python tools/compare.py $(COMPARED) --seeds $(SEEDS) --out benchmarks/results/compare_scenes.json
+	$(BIN)/python tools/compare.py configs/dit_aselect_transfer_fashion_scenes.py \
+		$(foreach name,resnet18 mae_frozen,configs/baselines/$(name)_fashion_scenes.py) --seeds $(SEEDS) \
+		--cfg-options model.decode_head.type=UPerHead 'model.decode_head.pool_scales=(1,2,3,6)' \
+		--work-dir work_dirs/compare_upernet --out benchmarks/results/compare_scenes_upernet.json
 
 mae: $(MAE) $(MAE_CIFAR10)
 
