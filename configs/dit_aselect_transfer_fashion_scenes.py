@@ -1,4 +1,4 @@
-# UPerNet's head on the DiT that learned from photographs, frozen, on garments: fashion scenes, reduced to 48x48 pixels (12x12 tokens).
+# The frozen DiT that learned from photographs, on garments: UPerNet on fashion scenes of 48x48 pixels (12x12 tokens).
 _base_ = 'dit_aselect_fashion_scenes.py'
 width = 256
 model = dict(
