@@ -6,13 +6,7 @@ model = dict(
     neck=dict(in_channels=width, grid=grid),
     head=dict(in_channels=4 * width * grid**2))
 
-pipeline = [
-    dict(type='NumpyToPIL'),
-    dict(type='torchvision/Grayscale', num_output_channels=3),
-    dict(type='torchvision/Resize', size=32),
-    dict(type='PILToNumpy'),
-    dict(type='PackInputs')
-]
+pipeline = [*_base_.pipeline[:2], dict(type='torchvision/Resize', size=32), *_base_.pipeline[3:]]
 train_dataloader = dict(dataset=dict(pipeline=pipeline))
 val_dataloader = dict(dataset=dict(pipeline=pipeline))
 test_dataloader = val_dataloader
