@@ -1,4 +1,4 @@
-# SegFormer's head on a frozen DiT at its selected timestep: CamVid, 367 labelled street scenes.
+# UPerNet on a frozen DiT at its selected timestep: CamVid, 367 labelled street scenes.
 pretrained = '{{ fileDirname }}/cifar10_dit'
 
 _base_ = ['_base_/models/segformer_small_dit.py', '_base_/datasets/camvid.py', '_base_/schedules/adamw_small.py',
@@ -6,9 +6,9 @@ _base_ = ['_base_/models/segformer_small_dit.py', '_base_/datasets/camvid.py', '
 width = 256
 model = dict(
     data_preprocessor=dict(size=(120, 160)),
-    backbone=dict(pretrained=pretrained, taps=[(4, 'hidden'), (5, 'hidden'), (6, 'hidden'), (7, 'hidden')]),
-    neck=dict(in_channels=width),
-    decode_head=dict(in_channels=[width] * 4))
+    backbone=dict(pretrained=pretrained, taps=[(2, 'hidden'), (4, 'hidden'), (5, 'hidden'), (6, 'hidden')], recall=4),  # GiB
+    neck=dict(in_channels=width, scales=(1, 1, 1, 1)),
+    decode_head=dict(type='UPerHead', in_channels=[width] * 4, pool_scales=(1, 2, 3, 6)))
 
 iterations = 2000
 param_scheduler = dict(end=iterations)

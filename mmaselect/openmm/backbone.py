@@ -1,5 +1,6 @@
 """DiTBackbone: a diffusion transformer where a ResNet or a ViT stood."""
 import copy
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -13,8 +14,10 @@ from mmaselect.extract.numbers import check_count, check_timesteps, several
 from mmaselect.extract.shards import check_vae
 from mmaselect.registry import MODELS
 
-from .frozen import Reference, freeze, leave_out_frozen, load_weights, take_reference
+from .frozen import Reference, check_frozen, freeze, leave_out_frozen, load_weights, take_reference
+from .layer_decay import layer_of
 from .origin import Origin
+from .recall import Recall
 
 
 @MODELS.register_module()
@@ -40,6 +43,7 @@ class DiTBackbone(BaseModule):
         noise_draws (int): Draws of the noise that features are averaged over, as in DIFT (Tang et al. 2023, arXiv:2306.03881).
         pos_scale (str | None): 'interpolate' or 'extrapolate': positions on other grids than the training's; see ``Extractor``.
         frozen (bool): Whether the DiT is left as it is. The VAE always is.
+        recall (float | None): GiB of main memory for the features of training images, which a frozen DiT then computes once.
         lora (dict | None): Trains adapters in the frozen DiT: options of ``extract.lora.add_lora``, such as dict(r=16, alpha=16).
         with_cp (bool): Checkpointing of activations while the DiT is trained: less memory, about a third more time.
         fold (bool): Whether it runs as a ViT. False keeps embedders and modulation, which are then trained too.
@@ -57,13 +61,12 @@ class DiTBackbone(BaseModule):
     """
 
     def __init__(self, pretrained=None, arch=None, taps=((-1, 'hidden'),), timestep=None, num_timesteps=None, noise='seeded',
-                 seed=0, noise_draws=1, pos_scale=None, frozen=True, lora=None, with_cp=False, fold=True, compile=False,
-                 latents=None, vae_dtype=None, vae_pixels=None, variant=None, revision=None, dtype=None, init_cfg=None):
+                 seed=0, noise_draws=1, pos_scale=None, frozen=True, recall=None, lora=None, with_cp=False, fold=True,
+                 compile=False, latents=None, vae_dtype=None, vae_pixels=None, variant=None, revision=None, dtype=None, init_cfg=None):
         super().__init__(init_cfg)
         check_noise(noise, noise_draws)
         check_count(1 if num_timesteps is None else num_timesteps, 'num_timesteps')
-        if lora is not None and not frozen:
-            raise ValueError('lora trains adapters and frozen=False all weights of the DiT: leave out one of the two')
+        check_frozen(frozen, lora, recall, noise)
         self.origin = Origin(pretrained, arch, pos_scale, trained=not frozen, variant=variant, revision=revision, dtype=dtype)
         self.extractor = self.origin.extractor(taps, vae_dtype=vae_dtype, chunk_pixels=vae_pixels)
         self.extractor.checkpointing = with_cp
@@ -71,7 +74,7 @@ class DiTBackbone(BaseModule):
             self.extractor.compile(**({} if compile is True else compile))
         self.taps = self.extractor.taps  # those of the config, which decide what the ViT has
         self.dtype, self.latents, self._latents_checked = dtype, latents, False
-        self.noise, self.seed, self.noise_draws = noise, seed, noise_draws
+        self.noise, self.seed, self.noise_draws, self.recall = noise, seed, noise_draws, recall and Recall(recall)
         given = () if timestep is None else several(timestep)
         self.num_timesteps = len(given or [-1]) if num_timesteps is None else num_timesteps
         self.fixed = given and check_timesteps(given, len(self.extractor.process), self.num_timesteps)
@@ -167,9 +170,10 @@ class DiTBackbone(BaseModule):
         if self.latents is not None and not self._latents_checked:  # now, since a checkpoint may have had another VAE
             check_vae(self.latents, self.extractor.encoder)
             self._latents_checked = True
-        run = self.extractor if self.latents is None else self.extractor.from_latents
+        options = dict(t=self.timesteps, noise=noise, seed=self.seed, draws=self.noise_draws)
+        run = functools.partial(self.extractor if self.latents is None else self.extractor.from_latents, **options)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            maps = run(images, self.timesteps, noise=noise, seed=self.seed, draws=self.noise_draws)
+            maps = self.recall(run, images, (options, self.extractor.taps)) if self.recall and self.training else run(images)
         return maps if self.dtype is None else tuple(m.to(images.dtype) for m in maps)  # the head has weights of its own
 
     def train(self, mode: bool = True):
@@ -179,14 +183,8 @@ class DiTBackbone(BaseModule):
         return self
 
     def get_layer_depth(self, name: str, prefix: str = '') -> tuple[int, int]:
-        """The layer of a parameter of the whole model and the number of layers, as mmpretrain's backbones have it.
-
-        Layer 0 comes before the blocks, block i is layer i + 1, the last is what is not under ``prefix``: neck and head.
-        Blocks after the last tap do not count.
-        """
-        layers, block = self.extractor.taps[-1][0] + 3, self.extractor.family.block_of(name)
-        layer = 0 if block is None else block + 1
-        return layer if name.startswith(prefix) else layers - 1, layers
+        """The layer of a parameter and the number of layers, as of mmpretrain's backbones; see ``layer_decay.layer_of``."""
+        return layer_of(self.extractor, name, prefix)
 
     def note(self, timesteps: tuple[int, ...]):
         self.timestep.copy_(torch.tensor(timesteps or [-1] * self.num_timesteps).view_as(self.timestep))
@@ -197,3 +195,5 @@ class DiTBackbone(BaseModule):
         reference = take_reference(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         load_weights(self, state_dict, prefix, reference)
+        if self.recall:
+            self.recall.clear()

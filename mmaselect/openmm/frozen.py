@@ -53,6 +53,15 @@ class Reference:
                     'it was trained on, or train anew')
 
 
+def check_frozen(frozen: bool, lora: dict | None, recall: float | None, noise: str):
+    """Raises ValueError for options of a DiTBackbone that exclude each other."""
+    if lora is not None and not frozen:
+        raise ValueError('lora trains adapters and frozen=False all weights of the DiT: leave out one of the two')
+    if recall and (lora is not None or not frozen or noise == 'random'):
+        raise ValueError("recall is for features that are the same in every epoch, those of frozen=True without lora and noise="
+                         "'seeded' or 'none'")
+
+
 def freeze(extractor: Extractor, frozen: bool, lora: dict | None) -> set[str]:
     """Leaves gradients to what is trained alone, and gives the names of these parameters: adapters, or none, or the DiT's."""
     if lora is not None:

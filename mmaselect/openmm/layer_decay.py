@@ -4,10 +4,22 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from mmaselect.extract import Extractor
 from mmaselect.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)  # the first: batch and instance normalisation
 NORMS += (nn.RMSNorm, ) if hasattr(nn, 'RMSNorm') else ()  # torch 2.4
+
+
+def layer_of(extractor: Extractor, name: str, prefix: str) -> tuple[int, int]:
+    """The layer of a parameter of the whole model and the number of layers.
+
+    Layer 0 comes before the blocks, block i is layer i + 1, the last is what is not under ``prefix``: neck and head. Blocks after
+    the last tap do not count.
+    """
+    layers, block = extractor.taps[-1][0] + 3, extractor.family.block_of(name)
+    layer = 0 if block is None else block + 1
+    return layer if name.startswith(prefix) else layers - 1, layers
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
