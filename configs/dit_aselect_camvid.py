@@ -6,7 +6,7 @@ _base_ = ['_base_/models/segformer_small_dit.py', '_base_/datasets/camvid.py', '
 width = 256
 model = dict(
     data_preprocessor=dict(size=(120, 160)),
-    backbone=dict(pretrained=pretrained, taps=[(2, 'hidden'), (4, 'hidden'), (5, 'hidden'), (6, 'hidden')], recall=4),  # GiB
+    backbone=dict(pretrained=pretrained, taps=[(4, 'hidden'), (5, 'hidden'), (6, 'hidden'), (7, 'hidden')], recall=4),
     neck=dict(in_channels=width, scales=(1, 1, 1, 1)),
     decode_head=dict(type='UPerHead', in_channels=[width] * 4, pool_scales=(1, 2, 3, 6)))
 

@@ -8,13 +8,12 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmaselect.extract import TAPS, Extractor
-from mmaselect.extract.draws import check_noise
 from mmaselect.extract.fold import fold, foldable
 from mmaselect.extract.numbers import check_count, check_timesteps, several
 from mmaselect.extract.shards import check_vae
 from mmaselect.registry import MODELS
 
-from .frozen import Reference, check_frozen, freeze, leave_out_frozen, load_weights, take_reference
+from .frozen import Reference, check_options, freeze, leave_out_frozen, load_weights, take_reference
 from .layer_decay import layer_of
 from .origin import Origin
 from .recall import Recall
@@ -62,11 +61,11 @@ class DiTBackbone(BaseModule):
 
     def __init__(self, pretrained=None, arch=None, taps=((-1, 'hidden'),), timestep=None, num_timesteps=None, noise='seeded',
                  seed=0, noise_draws=1, pos_scale=None, frozen=True, recall=None, lora=None, with_cp=False, fold=True,
-                 compile=False, latents=None, vae_dtype=None, vae_pixels=None, variant=None, revision=None, dtype=None, init_cfg=None):
+                 compile=False, latents=None, vae_dtype=None, vae_pixels=None, variant=None, revision=None, dtype=None,
+                 init_cfg=None):
         super().__init__(init_cfg)
-        check_noise(noise, noise_draws)
         check_count(1 if num_timesteps is None else num_timesteps, 'num_timesteps')
-        check_frozen(frozen, lora, recall, noise)
+        check_options(frozen, lora, recall, noise, noise_draws)
         self.origin = Origin(pretrained, arch, pos_scale, trained=not frozen, variant=variant, revision=revision, dtype=dtype)
         self.extractor = self.origin.extractor(taps, vae_dtype=vae_dtype, chunk_pixels=vae_pixels)
         self.extractor.checkpointing = with_cp

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmaselect.extract import TAPS, Extractor
+from mmaselect.extract.draws import check_noise
 from mmaselect.extract.fingerprint import weights_hash
 from mmaselect.extract.fold import dit_of, is_folded
 from mmaselect.extract.lora import add_lora
@@ -53,8 +54,9 @@ class Reference:
                     'it was trained on, or train anew')
 
 
-def check_frozen(frozen: bool, lora: dict | None, recall: float | None, noise: str):
-    """Raises ValueError for options of a DiTBackbone that exclude each other."""
+def check_options(frozen: bool, lora: dict | None, recall: float | None, noise: str, noise_draws: int):
+    """Raises ValueError for options of a DiTBackbone that are unknown or exclude each other."""
+    check_noise(noise, noise_draws)
     if lora is not None and not frozen:
         raise ValueError('lora trains adapters and frozen=False all weights of the DiT: leave out one of the two')
     if recall and (lora is not None or not frozen or noise == 'random'):

@@ -10,8 +10,9 @@ USELESS = 10  # times as many images as there is room for: if none of them came 
 class Recall:
     """Features by the content of their images, in main memory; each process of a distributed training has its own.
 
-    RandomFlip makes two images of one, and random crops so many that nothing is gained. Nothing is dropped to make room: of a set that is larger than the memory the same part is found in every epoch, where the
-    least recently used would be dropped right before it comes again.
+    RandomFlip makes two images of one, and random crops so many that nothing is gained. Nothing is dropped to make room: of a set
+    that is larger than the memory the same part is found in every epoch, where the least recently used would be dropped right
+    before it comes again.
 
     Args:
         gib (float): At most so many GiB of features.
