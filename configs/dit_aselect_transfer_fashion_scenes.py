@@ -3,7 +3,7 @@ _base_ = 'dit_aselect_fashion_scenes.py'
 width = 256
 model = dict(
     data_preprocessor=dict(size=(48, 48)),
-    backbone=dict(pretrained='{{ fileDirname }}/cifar10_dit'),
+    backbone=dict(pretrained='{{ fileDirname }}/cifar10_dit', recall=3),
     neck=dict(in_channels=width, scales=(1, 1, 1, 1)),
     decode_head=dict(type='UPerHead', in_channels=[width] * 4, pool_scales=(1, 2, 3, 6)))
 
