@@ -11,6 +11,7 @@
 #     written to benchmarks/results as they come; QUICK='--quick --device cpu' shows on a CPU that it runs
 # make compare   frozen DiTs against other backbones, raw pixels and other timesteps, at several numbers of labels; SEEDS
 # make compare-scenes   heads of OpenMMLab trained on the demo and on other backbones; SEEDS and COMPARED say how often, and what
+# make compare-camvid   UPerNet on the frozen DiT of photographs and on ResNet-18, 40 labelled street scenes
 # make mae     pretrains the ViT that the comparison's MAE rows need, where its weights are not there
 # make clean   removes the environments and caches; data, results and the compiled mmcv (.cache) stay
 #
@@ -44,7 +45,7 @@ COMPARED ?= configs/dit_aselect_fashion_scenes.py \
 FEW = $(BIN)/python tools/compare_labels.py --seeds $(SEEDS) --timesteps 0 50 100 261 --out benchmarks/results/compare.json
 IMAGES := data/fashion_scenes/img_dir/pretrain data/fashion_mnist/train-images-idx3-ubyte
 
-.PHONY: test test-all test-stock demo docs lint bench gpu bench-selection compare compare-scenes mae clean
+.PHONY: test test-all test-stock demo docs lint bench gpu bench-selection compare compare-scenes compare-camvid mae clean
 .DELETE_ON_ERROR:
 
 test: $(INSTALLED)
@@ -96,6 +97,11 @@ compare-scenes: $(INSTALLED) $(SCENES) $(MAE)
 		$(foreach name,resnet18 mae_frozen,configs/baselines/$(name)_fashion_scenes.py) --seeds $(SEEDS) \
 		--cfg-options model.decode_head.type=UPerHead 'model.decode_head.pool_scales=(1,2,3,6)' \
 		--work-dir work_dirs/compare_upernet --out benchmarks/results/compare_scenes_upernet.json
+
+compare-camvid: $(INSTALLED)
+	$(BIN)/python tools/compare.py configs/dit_aselect_camvid.py configs/baselines/resnet18_camvid.py --seeds $(SEEDS) \
+		--cfg-options train_dataloader.dataset.indices=40 \
+		--work-dir work_dirs/compare_camvid --out benchmarks/results/compare_camvid.json
 
 mae: $(MAE) $(MAE_CIFAR10)
 
