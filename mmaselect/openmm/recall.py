@@ -1,8 +1,8 @@
 """Features of images that a frozen backbone was trained on before, so that those of each image are computed once."""
-import hashlib
-
 import torch
 from mmengine.logging import print_log
+
+from mmaselect.extract.fingerprint import hash_of
 
 USELESS = 10  # times as many images as there is room for: if none of them came twice, none will
 
@@ -44,9 +44,8 @@ class Recall:
         """
         if self.useless:
             return run(images)
-        about = repr((settings, images.shape[1:], images.dtype)).encode()
-        keys = [hashlib.blake2b(image.view(torch.uint8).numpy().tobytes() + about).digest()
-                for image in images.detach().contiguous().cpu()]
+        about = repr((settings, images.shape[1:], images.dtype))
+        keys = [hash_of({'image': image}, about) for image in images.cpu()]
         found = [self.kept.get(key) for key in keys]  # per image its maps (D, h, w)
         new = [place for place, own in enumerate(found) if own is None]
         if new:
