@@ -34,7 +34,10 @@ class Watched(list):
 
 def plateau_centre(timesteps, scores, plateau):
     """Of the run of candidates around the best that lose at most ``plateau`` of the scores' range: the one nearest the centre of
-    sqrt(t)."""
+    sqrt(t). An end that is better than all others is taken itself."""
+    for end, *others in (scores, scores[::-1]):
+        if all(end > other for other in others):
+            return timesteps[scores.index(end)]
     best, least = scores.index(max(scores)), max(scores) - plateau * (max(scores) - min(scores))
     first = next(k + 1 for k in range(best, -2, -1) if k < 0 or scores[k] < least)
     last = next(k - 1 for k in range(best, len(scores) + 1) if k == len(scores) or scores[k] < least)

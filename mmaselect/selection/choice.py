@@ -30,6 +30,8 @@ def plateau_centre(curves: Tensor, timesteps: Sequence[int], plateau: float) -> 
 
     A score stands in for the accuracy of a probe. The two agree better on which timesteps are good than on which is best: where
     the curve hardly falls from t=0 to t=200, its maximum is an accident of the sample.
+    A curve that is highest at its first or last candidate is taken there: of its plateau one half alone is seen, whose centre lies
+    on the slope.
 
     Args:
         curves (Tensor): (..., T) scores.
@@ -41,13 +43,18 @@ def plateau_centre(curves: Tensor, timesteps: Sequence[int], plateau: float) -> 
 
     >>> plateau_centre(torch.tensor([0.9, 1.0, 0.95, 0.9, 0.3, 0.0]), [0, 40, 160, 360, 639, 999], 0.2)
     tensor(2)
+    >>> plateau_centre(torch.tensor([1.0, 0.95, 0.9, 0.85, 0.3, 0.0]), [0, 40, 160, 360, 639, 999], 0.2)
+    tensor(0)
     """
     indices, levels = torch.arange(len(timesteps)), torch.tensor(timesteps, dtype=torch.float64).sqrt()
     first, last = (bound[..., None] for bound in plateau_bounds(curves, plateau))
     distance = (levels - (levels[first] + levels[last]) / 2).abs()  # (..., T)
     distance = torch.where((indices >= first) & (indices <= last), distance, torch.inf)
     # Timesteps are rounded to integers, so that exact ties are rare.
-    return torch.where(distance <= 1.3 * distance.amin(-1, keepdim=True), indices, -1).amax(-1)
+    centre = torch.where(distance <= 1.3 * distance.amin(-1, keepdim=True), indices, -1).amax(-1)
+    best = curves.argmax(-1)
+    at_end = (curves == curves.amax(-1, keepdim=True)).sum(-1).eq(1) & ((best == 0) | (best == len(timesteps) - 1))
+    return torch.where(at_end, best, centre)
 
 
 def spaced_timesteps(timesteps: Sequence[int], scores: Sequence[float], count: int, gap: int) -> tuple[int, ...]:

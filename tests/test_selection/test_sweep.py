@@ -219,6 +219,14 @@ def test_the_middle_of_every_run_of_the_default_candidates():
     assert [int(plateau_centre(torch.ones(4), listed, 0.2)) for listed in ([0, 50, 60, 400], [0, 50, 340, 400])] == [2, 1]
 
 
+def test_a_curve_that_is_highest_at_an_end_is_taken_there():
+    timesteps, curve = [0, 40, 160, 360], torch.tensor([1, 0.99, 0.98, 0])
+    assert [int(plateau_centre(own, timesteps, 0.2)) for own in (curve, curve.flip(0))] == [0, 3]
+    level = torch.tensor([1, 1, 0.98, 0])  # at the end and beside it: the plateau is there to be seen
+    assert [int(plateau_centre(own, timesteps, 0.05)) for own in (level, level.flip(0))] == [1, 2]
+    assert plateau_centre(torch.stack([curve, level]), timesteps, 0.05).tolist() == [0, 1]
+
+
 def test_a_plateau_is_a_share():
     for plateau in (-0.1, 1, 20):
         with pytest.raises(ValueError, match='a share of the range of the scores'):
