@@ -50,6 +50,14 @@ def extractor(taps=((-1, 'hidden'),), arch=ARCH, seed=0, dtype=torch.float32):
         return Extractor.from_arch(arch, taps).to(dtype).eval()
 
 
+def backbone(seed=0, **options):
+    """A DiTBackbone of this config's options; of ARCH where no other weights are named."""
+    from mmaselect.openmm import DiTBackbone  # tests without OpenMMLab take the rest of this file
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return DiTBackbone(**({} if 'pretrained' in options else dict(arch=ARCH)) | options)
+
+
 def save(folder, seed=0):
     """Writes a checkpoint folder of the tiny DiT, with weights that depend on the seed alone, and gives its name."""
     made = extractor(seed=seed)

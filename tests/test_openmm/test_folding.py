@@ -13,16 +13,13 @@ from mmengine.runner.checkpoint import load_state_dict
 from torch._dynamo.utils import counters
 
 from mmaselect.extract.families.folded_dit import FoldedDiT
-from mmaselect.registry import MODELS
 
 SEG, CLS = 'aselect_fashion_scenes', 'aselect_cub'
 TAPS = [(1, 'query'), (2, 'hidden')]
 
 
 def backbone(seed=0, **options):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return MODELS.build(dict(type='mmaselect.DiTBackbone', **{'arch': tiny.ARCH, 'taps': TAPS, **options}))
+    return tiny.backbone(seed, **{'taps': TAPS, **options})
 
 
 def is_folded(model):

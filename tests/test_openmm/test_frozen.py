@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from mmaselect.extract import fingerprint
 from mmaselect.openmm import hook
 from mmaselect.openmm.frozen import Reference
-from mmaselect.registry import MODELS
 
 SEG, CLS = 'aselect_fashion_scenes', 'aselect_cub'
 PUBLISH = runs.ROOT / 'tools' / 'publish_model.py'
@@ -23,9 +22,7 @@ LORA = dict(r=2, alpha=2, targets=['to_q'])
 
 
 def backbone(seed=0, **options):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return MODELS.build(dict(type='mmaselect.DiTBackbone', **{'taps': [(1, 'query'), (2, 'hidden')], **options})).eval()
+    return tiny.backbone(seed, **{'taps': [(1, 'query'), (2, 'hidden')], **options}).eval()
 
 
 def assert_same(model, other):

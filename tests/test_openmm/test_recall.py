@@ -7,13 +7,6 @@ import torch
 
 from mmaselect.openmm import recall as recall_module
 from mmaselect.openmm.recall import USELESS, Recall
-from mmaselect.registry import MODELS
-
-
-def backbone(arch=tiny.ARCH, seed=0, **options):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return MODELS.build(dict(type='mmaselect.DiTBackbone', arch=arch, **options))
 
 
 @pytest.fixture
@@ -79,7 +72,7 @@ def test_where_nothing_comes_twice_it_stops_and_says_so(run, monkeypatch):
 @pytest.mark.parametrize('arch', [tiny.ARCH, tiny.PIXEL_ARCH], ids=['latents', 'pixels'])
 def test_training_gets_what_it_would_get_without(arch):
     options = dict(arch=arch, taps=[[1, 'value'], [-1, 'hidden']], timestep=[40, 50])
-    plain, own = backbone(**options), backbone(**options, recall=1)
+    plain, own = tiny.backbone(**options), tiny.backbone(**options, recall=1)
     images = tiny.images(4)
     for places in [0, 1], [1, 2], [3, 0]:
         for expected, found in zip(plain(images[places]), own(images[places]), strict=True):
@@ -88,13 +81,13 @@ def test_training_gets_what_it_would_get_without(arch):
 
 
 def test_validation_neither_uses_nor_fills_it():
-    own = backbone(timestep=50, recall=1).eval()
+    own = tiny.backbone(timestep=50, recall=1).eval()
     own(tiny.images())
     assert not own.recall.kept
 
 
 def test_another_choice_or_other_weights_are_not_answered_from_it():
-    own, other = backbone(recall=1), backbone(seed=1, timestep=50)
+    own, other = tiny.backbone(recall=1), tiny.backbone(seed=1, timestep=50)
     images = tiny.images()
     own.select(80)
     before = own(images)[0]
@@ -104,7 +97,7 @@ def test_another_choice_or_other_weights_are_not_answered_from_it():
 
 
 def test_a_copy_has_a_memory_of_its_own():
-    own = backbone(timestep=50, recall=1)
+    own = tiny.backbone(timestep=50, recall=1)
     own(tiny.images())
     assert own.recall.kept and not copy.deepcopy(own).recall.kept
 
@@ -112,9 +105,9 @@ def test_a_copy_has_a_memory_of_its_own():
 @pytest.mark.parametrize('options', [dict(frozen=False), dict(noise='random'), dict(lora=dict(r=2))])
 def test_features_that_change_are_refused(options):
     with pytest.raises(ValueError, match='recall is for features that are the same in every epoch'):
-        backbone(timestep=50, recall=1, **options)
+        tiny.backbone(timestep=50, recall=1, **options)
 
 
 def test_less_than_nothing_is_refused():
     with pytest.raises(ValueError, match='recall=-1'):
-        backbone(timestep=50, recall=-1)
+        tiny.backbone(timestep=50, recall=-1)

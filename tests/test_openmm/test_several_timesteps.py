@@ -11,7 +11,6 @@ from mmengine.runner.checkpoint import load_state_dict
 from mmpretrain import ImageClassificationInferencer
 from mmseg.apis import init_model
 
-from mmaselect.openmm import DiTBackbone
 from mmaselect.openmm import hook as module
 from mmaselect.selection import SelectionResult
 
@@ -25,10 +24,8 @@ CHANGES = {
     CLS: {**SEVERAL, 'model.neck.fusion': 'weights'}}
 
 
-def backbone(**options):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return DiTBackbone(**{'arch': tiny.ARCH, 'taps': TAPS, **options})
+def backbone(seed=0, **options):
+    return tiny.backbone(seed, **{'taps': TAPS, **options})
 
 
 # The backbone
