@@ -316,6 +316,16 @@ def test_differences(compare, change, named):
     assert [path for path, *_ in compare.differences(one, other)] == named
 
 
+def test_a_step_more_in_a_pipeline_is_named_alone(compare):
+    steps = [dict(type='Load'), dict(type='Flip', prob=0.5), dict(type='Flip', prob=0.2), dict(type='Pack')]
+    one, other = (Config(dict(train_dataloader=dict(dataset=dict(pipeline=own)))) for own in (
+        steps, [*steps[:1], dict(type='Resize', scale=48), *steps[1:2], dict(steps[2], prob=0.3), *steps[3:]]))
+    path = 'train_dataloader.dataset.pipeline'
+    assert sorted(compare.differences(one, other)) == [
+        (path, 'Load, Flip, Flip, Pack', 'Load, Resize, Flip, Flip, Pack'), (f'{path}.Flip.1.prob', 0.2, 0.3),
+        (f'{path}.Resize.scale', None, 48)]
+
+
 def test_what_cannot_be_compared_is_refused(compare, pretend, monkeypatch, capsys):
     config = pretend.config('good', {0: 20.0})
     for arguments, message in [
