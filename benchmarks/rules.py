@@ -19,7 +19,8 @@ from mmaselect.selection.choice import plateau_centre
 RESULTS = record.ROOT / 'benchmarks' / 'results'
 SEEN = 128  # images that a sweep looks at
 # Of the picture, with their titles: their best timesteps differ.
-FIGURE = {'CIFAR-10 pixel': 'CIFAR-10, pixel DiT', 'noisy pixel': 'noisy garments, pixel DiT', 'CamVid': 'CamVid, latent DiT'}
+FIGURE = {'CIFAR-10 contrast': 'CIFAR-10, DiT of photographs', 'noisy pixel': 'noisy garments, pixel DiT',
+          'CamVid': 'CamVid, latent DiT'}
 SHOWN = 'default', 'default, labels', 'hfr', 't=0', 't=50', 't=100', 't=261', 'best t in hindsight'  # for every setting
 CONSTANTS = 0, 50, 100, 261  # the cleanest, and what the literature takes: DDPM-seg, REPA's analyses, DIFT
 TESTS = 'accuracy_1', 'accuracy_2'
