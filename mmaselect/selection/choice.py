@@ -30,8 +30,8 @@ def plateau_centre(curves: Tensor, timesteps: Sequence[int], plateau: float) -> 
 
     A score stands in for the accuracy of a probe. The two agree better on which timesteps are good than on which is best: where
     the curve hardly falls from t=0 to t=200, its maximum is an accident of the sample.
-    A curve that is highest at its first or last candidate is taken there: of its plateau one half alone is seen, whose centre lies
-    on the slope.
+    A curve that is highest at its first or last candidate alone is taken there: one half of its plateau is seen, whose centre
+    lies on the slope.
 
     Args:
         curves (Tensor): (..., T) scores.
