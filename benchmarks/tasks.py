@@ -58,6 +58,11 @@ def picture(path, width, height):
     return torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 127.5 - 1
 
 
+def mask(path, width, height):
+    """A mask of this size, (height, width), of the classes' numbers."""
+    return np.array(Image.open(path).resize((width, height), Image.Resampling.NEAREST))
+
+
 def fashion(count, side):
     """Images and labels of Fashion-MNIST's test set, which no model here has seen."""
     images = read_image_file(DATA / 'fashion_mnist' / 't10k-images-idx3-ubyte')
@@ -87,8 +92,7 @@ def scenes(count, side):
     folder = DATA / 'fashion_scenes'
     files = sorted((folder / 'img_dir').glob('train/*.png')) + sorted((folder / 'img_dir').glob('val/*.png'))
     files = [files[index] for index in shuffled(count, len(files))]
-    masks = np.stack([np.array(Image.open(folder / 'ann_dir' / path.parent.name / path.name)
-                               .resize((side, side), Image.Resampling.NEAREST)) for path in files])
+    masks = np.stack([mask(folder / 'ann_dir' / path.parent.name / path.name, side, side) for path in files])
     return torch.stack([picture(path, side, side) for path in files]), torch.from_numpy(masks).long()
 
 
@@ -97,8 +101,7 @@ def camvid(count, side):
     files = sorted(path for part in ('train', 'val', 'test') for path in (DATA / 'CamVid' / part).glob('*'))
     files = [files[index] for index in shuffled(count, len(files))]
     height, width = 3 * side // 2, 2 * side
-    masks = [np.array(Image.open(DATA / 'CamVid' / f'{path.parent.name}annot' / f'{path.stem}.png')
-                      .resize((width, height), Image.Resampling.NEAREST)) for path in files]
+    masks = [mask(DATA / 'CamVid' / f'{path.parent.name}annot' / f'{path.stem}.png', width, height) for path in files]
     masks = torch.from_numpy(np.stack(masks)).long()
     return torch.stack([picture(path, width, height) for path in files]), masks.where(masks < 11, 255)
 

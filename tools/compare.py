@@ -104,14 +104,14 @@ def leaves(node, path=''):
     their types, so that one step more does not shift the others."""
     if not isinstance(node, (dict, list, tuple)):
         return {} if node is None else {path: node}
+    order = {}
     if path.endswith('.pipeline'):
         names = [type_name(step) for step in node]
-        order = {path: ', '.join(names)}
+        order[path] = ', '.join(names)
         node = {f'{name}.{names[:k].count(name)}' if name in names[:k] else name: {**step, 'type': None}
                 for k, (name, step) in enumerate(zip(names, node, strict=True))}
-        return order | {key: value for name, child in node.items() for key, value in leaves(child, f'{path}.{name}').items()}
     items = node.items() if isinstance(node, dict) else enumerate(node)
-    return {key: value for name, child in items for key, value in leaves(child, f'{path}.{name}'.lstrip('.')).items()}
+    return order | {key: value for name, child in items for key, value in leaves(child, f'{path}.{name}'.lstrip('.')).items()}
 
 
 def differences(one, other):

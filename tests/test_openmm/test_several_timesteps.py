@@ -24,8 +24,8 @@ CHANGES = {
     CLS: {**SEVERAL, 'model.neck.fusion': 'weights'}}
 
 
-def backbone(seed=0, **options):
-    return tiny.backbone(seed, **{'taps': TAPS, **options})
+def backbone(**options):
+    return tiny.backbone(**{'taps': TAPS, **options})
 
 
 # The backbone
