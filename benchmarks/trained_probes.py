@@ -17,7 +17,7 @@ from probes import clock
 from record import ROOT
 
 from mmaselect.openmm import DiTBackbone, launch
-from mmaselect.openmm.cache_writers import cache_features
+from mmaselect.openmm.caches.writers import cache_features
 from mmaselect.openmm.modules import find_module
 from mmaselect.openmm.neck import AutoTimestepNeck
 from mmaselect.openmm.sweep_images import training_sample

@@ -28,9 +28,10 @@ from mmengine.structures import PixelData
 from tqdm import tqdm
 
 from mmaselect.files import atomic
-from mmaselect.openmm import inherit, swap
+from mmaselect.openmm import swap
 from mmaselect.openmm.configs import type_name
-from mmaselect.openmm.swap import TOOLBOXES, SwapError, heads
+from mmaselect.openmm.swap import TOOLBOXES, SwapError, inherit
+from mmaselect.openmm.swap.outline import heads
 
 OUT = Path(__file__).parent / 'results' / 'zoo.csv.gz'
 COLUMNS = ('toolbox', 'stack', 'config', 'model', 'head', 'outcome')

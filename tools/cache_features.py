@@ -13,17 +13,18 @@ A call that was stopped goes on where it was. One process at a time.
 """
 from mmengine.runner import autocast
 
-from mmaselect.openmm import AutoTimestepHook, cache_options
-from mmaselect.openmm.cache_writers import cache_features
+from mmaselect.openmm import AutoTimestepHook
+from mmaselect.openmm.caches import options
+from mmaselect.openmm.caches.writers import cache_features
 from mmaselect.openmm.safe_load import CheckpointError
 
 
 def main():
-    parser = cache_options.parser(__doc__.split('\n')[0], 'features')
+    parser = options.parser(__doc__.split('\n')[0], 'features')
     parser.add_argument('checkpoint', nargs='?', help='weights to load first, where it has the timestep or a fine-tuned DiT')
     args = parser.parse_args()
     try:
-        runner = cache_options.runner_of(args)
+        runner = options.runner_of(args)
         with autocast(enabled=args.amp):
             AutoTimestepHook().select(runner)
             cache_features(runner, args.out, args.split, batch_size=args.batch_size)

@@ -9,19 +9,19 @@ timestep, which tools/select_timestep.py chooses on the config with images. Of r
 
 A call that was stopped goes on where it was. One process at a time.
 """
-from mmaselect.openmm import cache_options
-from mmaselect.openmm.cache_writers import cache_latents
+from mmaselect.openmm.caches import options
+from mmaselect.openmm.caches.writers import cache_latents
 from mmaselect.openmm.safe_load import CheckpointError
 
 
 def main():
-    parser = cache_options.parser(__doc__.split('\n')[0], 'latents')
+    parser = options.parser(__doc__.split('\n')[0], 'latents')
     parser.add_argument('--checkpoint', help="weights to load first, where the VAE is not the config's own")
     parser.add_argument('--std', action='store_true', help="also write the posterior's deviation, for LoadLatents(draw='sample')")
     parser.add_argument('--flip', action='store_true', help='also write the latents of the flipped images, for FlipLatents')
     args = parser.parse_args()
     try:
-        runner = cache_options.runner_of(args)
+        runner = options.runner_of(args)
         cache_latents(runner, args.out, args.split, flip=args.flip, std=args.std, batch_size=args.batch_size)
     except (OSError, ValueError, CheckpointError) as error:
         parser.error(str(error))

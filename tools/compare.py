@@ -33,9 +33,10 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 from mmaselect.files import atomic
-from mmaselect.openmm import inherit, launch, swap
+from mmaselect.openmm import launch, swap
 from mmaselect.openmm.checkpoints import check_writable, latest_checkpoint
 from mmaselect.openmm.configs import nodes, type_name
+from mmaselect.openmm.swap import inherit
 
 TOOLS = Path(__file__).resolve().parent
 PROGRESS = re.compile(r'(?:Iter|Epoch)\(\w+\)(?: *\[[ \d/]+\])+(?:.*?eta: [\d:]+)?|timestep sweep: +\d+%')

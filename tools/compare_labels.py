@@ -33,7 +33,7 @@ from mmaselect.extract.fingerprint import hash_of
 from mmaselect.extract.shards import Cache, write
 from mmaselect.files import atomic
 from mmaselect.openmm import AutoTimestepHook, AutoTimestepNeck, DiTBackbone, checkpoints, launch
-from mmaselect.openmm.cache_source import SplitImages, dataset_of
+from mmaselect.openmm.caches.source import SplitImages, dataset_of
 from mmaselect.openmm.modules import find_module
 
 PIXELS = 32  # raw pixels are of images reduced to at most so many along each side

@@ -15,8 +15,7 @@ from export_vit import tap
 from mmengine.config import Config, DictAction
 
 from mmaselect.files import atomic
-from mmaselect.openmm import inherit
-from mmaselect.openmm.swap import explain
+from mmaselect.openmm.swap import explain, inherit
 
 PRETRAINED = 'facebook/DiT-XL-2-512'
 

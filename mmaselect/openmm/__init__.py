@@ -6,7 +6,7 @@ except ImportError as error:
     raise ImportError(INSTALL) from error
 
 from .backbone import DiTBackbone
-from .cached_features import CachedFeatures
+from .caches.features import CachedFeatures
 from .hook import AutoTimestepHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .neck import AutoTimestepNeck

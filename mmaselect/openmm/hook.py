@@ -18,7 +18,7 @@ from mmaselect.selection import SelectionResult, sweep
 from mmaselect.selection.distributed import broadcast, rank_and_size
 
 from .backbone import DiTBackbone
-from .cached_features import CachedFeatures
+from .caches.features import CachedFeatures
 from .configs import type_name
 from .modules import find_module, gathered, unwrap
 from .neck import AutoTimestepNeck

@@ -20,7 +20,8 @@ def test_outcomes(monkeypatch):
 def test_a_neck_that_gets_no_gradient_fails():
     from mmengine.config import Config
 
-    from mmaselect.openmm import inherit, swap
+    from mmaselect.openmm import swap
+    from mmaselect.openmm.swap import inherit
     cfg = swap(Config.fromfile(inherit.find('mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py')),
                backbone=dict(arch=zoo.ARCH, timestep=50))
     cfg.model.neck.scales = [*cfg.model.neck.scales, 4]  # a level that no head reads

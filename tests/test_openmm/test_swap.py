@@ -12,9 +12,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmaselect.extract.sizes import sizes
-from mmaselect.openmm import inherit, swap
+from mmaselect.openmm import swap
 from mmaselect.openmm.published import PUBLISHED
-from mmaselect.openmm.swap import SwapError, explain, importable, spread
+from mmaselect.openmm.swap import SwapError, explain, inherit
+from mmaselect.openmm.swap.base import spread
+from mmaselect.openmm.swap.outline import importable
 
 sys.path.insert(0, str(runs.ROOT / 'benchmarks'))
 import zoo  # noqa: E402

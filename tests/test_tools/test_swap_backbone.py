@@ -9,7 +9,7 @@ import runs
 from layouts import mask, picture, save
 from mmengine.config import Config
 
-from mmaselect.openmm import inherit
+from mmaselect.openmm.swap import inherit
 
 TOOL = runs.ROOT / 'tools' / 'swap_backbone.py'
 PSP = 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'

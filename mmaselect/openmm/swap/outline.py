@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from mmengine.registry import MODELS
 
-from .configs import nodes, type_name
+from ..configs import nodes, type_name
 
 
 class SwapError(ValueError):

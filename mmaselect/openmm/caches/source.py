@@ -10,9 +10,9 @@ from mmengine.registry import DATASETS
 
 from mmaselect.extract.numbers import check_batch_size
 
-from .configs import type_name
-from .sweep_images import naming_empty_set, of_one_size
-from .transforms import contents, identity
+from ..configs import type_name
+from ..sweep_images import naming_empty_set, of_one_size
+from ..transforms import contents, identity
 
 SPLITS = ('train', 'val', 'test')
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from mmengine.runner import Runner
 
-from . import launch
-from .cache_source import SPLITS
-from .checkpoints import check_writable
+from .. import launch
+from ..checkpoints import check_writable
+from .source import SPLITS
 
 
 def parser(description: str, kind: str) -> argparse.ArgumentParser:

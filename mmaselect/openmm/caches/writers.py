@@ -7,12 +7,12 @@ from tqdm import tqdm
 from mmaselect.extract import shards
 from mmaselect.extract.fingerprint import weights_hash
 
-from .backbone import DiTBackbone
-from .cache_source import SplitImages, splits_of
-from .fusion import Attention
-from .modules import find_module, unwrap
-from .neck import AttentionPool, AutoTimestepNeck
-from .norms import LayerNorm2d
+from ..backbone import DiTBackbone
+from ..fusion import Attention
+from ..modules import find_module, unwrap
+from ..neck import AttentionPool, AutoTimestepNeck
+from ..norms import LayerNorm2d
+from .source import SplitImages, splits_of
 
 PER_CELL = (LayerNorm2d, Attention, AttentionPool)  # parts of a neck that mix the channels of a cell
 
