@@ -26,7 +26,7 @@ from mmaselect.selection import TensorImages, scores
 from mmaselect.selection.measure import Measurement, on_grid
 
 TIMESTEPS = [0, 25, 50, 100, 150, 261, 400, 700]  # the constants of ``rules`` among them
-MEASURED = 2  # raised where what is measured changes, so that what was kept is measured anew
+MEASURED = 3  # raised where what is measured changes, so that what was kept is measured anew
 # Scores, and the score that has the same ``observe``: what that gives of an image is kept, and makes the values of all of them.
 SCORES = {
     'half_consistency': ('half_consistency', 'half_consistency'), 'view_consistency': ('view_consistency', 'view_consistency'),
@@ -196,8 +196,8 @@ def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', nargs='?', help='a config of your own, in place of the built-in settings')
     parser.add_argument('--checkpoint', help='weights for the config')
-    parser.add_argument('--images', type=int, default=900, help='a third is chosen and fitted on, the others are tested on')
-    parser.add_argument('--masks', type=int, default=300, help='images of the built-in settings that have masks')
+    parser.add_argument('--images', type=int, default=2400, help='a third is chosen and fitted on, the others are tested on')
+    parser.add_argument('--masks', type=int, default=600, help='images of the built-in settings that have masks')
     parser.add_argument('--seen', type=int, default=128, help='images of a seed that scores of two views look at')
     parser.add_argument('--timesteps', type=int, nargs='+', default=TIMESTEPS)
     parser.add_argument('--tasks', nargs='+', choices=tasks.TASKS, default=list(tasks.TASKS), metavar='TASK')

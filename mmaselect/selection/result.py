@@ -10,6 +10,7 @@ from mmaselect.extract import Extractor
 from mmaselect.extract.fingerprint import weights_hash
 from mmaselect.files import atomic
 
+from . import scores
 from .choice import plateau_bounds
 from .policy import SelectionPolicy, Tap
 
@@ -220,6 +221,8 @@ class SelectionResult:
             asked = policy.record()
             pairs['taps'] = self.taps, tuple(policy.taps_for(extractor))
             pairs.update({name: (self.policy.get(name), asked[name]) for name in asked.keys() - WITHOUT_EFFECT})
+            if self.score['type'] in scores.SCORES:  # an option that it lacks came later, and has another value there
+                pairs['options of the score'] = self.score, scores.build(self.score).describe()
         wrong = [f'its {name}: {there!r} there, {here!r} here' for name, (there, here) in sorted(pairs.items()) if there != here]
         if wrong:
             raise ValueError(f'this result was made otherwise than it would be here: {"; ".join(wrong)}. Choose anew, without it')

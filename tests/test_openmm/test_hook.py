@@ -1,5 +1,6 @@
 """The sweep runs when a choice is due, once, and at no other time; its outcome is kept and nothing else is touched."""
 import copy
+import json
 import random
 import shutil
 import sys
@@ -328,6 +329,17 @@ def test_a_result_is_taken_in_place_of_a_sweep(trained, data, tmp_path, events):
 def test_a_result_of_other_weights_or_options_is_refused(changes, what, trained, data, tmp_path, events):
     runner = with_hook(data, tmp_path, changes, result=str(trained.folder / 'timestep_selection.json'))
     with pytest.raises(ValueError, match=f'cannot take result=.*{what}'):
+        hook_of(runner).select(runner)
+    assert not events and runner.model.backbone.chosen is None
+
+
+def test_a_result_of_a_score_that_has_changed_is_refused(trained, data, tmp_path, events):
+    """Files from before an option was there had its former value."""
+    found = json.loads((trained.folder / 'timestep_selection.json').read_text())
+    del found['score']['cells']
+    (tmp_path / 'old.json').write_text(json.dumps(found))
+    runner = with_hook(data, tmp_path, result=str(tmp_path / 'old.json'))
+    with pytest.raises(ValueError, match='cannot take result=.*its options of the score: '):
         hook_of(runner).select(runner)
     assert not events and runner.model.backbone.chosen is None
 

@@ -38,7 +38,7 @@ def test_noise_of_the_image_itself_counts_against_it():
     maps = seen(subject, noise)
     assert value('view_consistency', maps, maps) == pytest.approx(1)
     # A half is the subject and noise of variance 4 / 2 = 2: R^2 of one half from another is (1 / 3)^2.
-    assert value('half_consistency', maps, maps) == pytest.approx((2 + 1 / 9) / 3, abs=0.03)
+    assert value('half_consistency', maps, maps) == pytest.approx((5 + 1 / 9) / 6, abs=0.03)
 
 
 def test_unrelated_views_and_constant_features_are_worth_nothing():

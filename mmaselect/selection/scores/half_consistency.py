@@ -34,7 +34,7 @@ def explained(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 @register('half_consistency')
 @dataclass(frozen=True)
 class HalfConsistency(Consistency):
-    """Two thirds ``view_consistency`` and one third what one half of an image tells of its other half. Ours; no labels.
+    """``view_consistency`` and, with a smaller weight, what one half of an image tells of its other half. Ours; no labels.
 
     Noise that is in the image itself, a sensor's for instance, is the same in every view, so that views alone take it for
     content. It is not the same in both halves of an image, which have the subject in common. That part is R^2 of a ridge
@@ -44,9 +44,11 @@ class HalfConsistency(Consistency):
 
     Args:
         components (int): Leading principal components.
+        view_weight (int): Weight of what views share, where that of the halves is 1.
     """
     aligned: ClassVar[bool] = True  # so that left stays left
     components: int = 16
+    view_weight: int = 5
 
     def observe(self, maps: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         parts = [F.adaptive_avg_pool2d(m.float(), 2).flatten(2).transpose(1, 2) for m in maps]
@@ -60,7 +62,8 @@ class HalfConsistency(Consistency):
             y = principal(rows[:, 1, other].mean(1), self.components)
             ratios.append(explained(x, y))
         of_pairs = [torch.stack(part, 1) for part in zip(*ratios, strict=True)]  # (N, 4) each
-        # Repeated such that in the mean of all ratios the views weigh twice as much as the pairs of halves.
-        first, second = (torch.cat([view.repeat(1, 2 * len(PAIRS)), pair.repeat(1, view.shape[1])], 1)
+        # Repeated such that in the mean of all ratios the views weigh so much more than the pairs of halves.
+        times = self.view_weight * len(PAIRS)
+        first, second = (torch.cat([view.repeat(1, times), pair.repeat(1, view.shape[1])], 1)
                          for view, pair in zip(views, of_pairs, strict=True))
         return first, second

@@ -59,12 +59,13 @@ class RidgeProbe(Labelled):
         ridge (float): Penalty per sample, on standardised features.
         measure (str): 'explained' (for pixels the mean IoU), 'accuracy' (the same) or 'balanced', the mean over classes.
         pool (int): Maps are averaged to pool x pool parts where the label is one per image.
-        cells (int): Cells per image that are looked at where the label is one per pixel.
+        cells (int): Cells per image that are looked at where the label is one per pixel. A fit to few cells favours features of
+            fewer dimensions than a head, which is fitted to all, would.
     """
     ridge: float = 1.0
     measure: str = 'explained'
     pool: int = 2
-    cells: int = 16
+    cells: int = 64
 
     def __post_init__(self):
         if self.measure not in MEASURES:
