@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from mmaselect.extract import Extractor, seeded_noise
 from mmaselect.extract.noise import mix
-from mmaselect.openmm.processes import leave
+from mmaselect.openmm.processes import end
 from mmaselect.selection import SelectionPolicy, TensorImages, sweep
 from mmaselect.selection.candidates import candidate_grid
 from mmaselect.selection.scores import build as build_score
@@ -109,7 +109,7 @@ def work(rank, setting, processes, how, folder):
     if rank == 0:
         outcome = dict(ms=1000 * seconds, timestep=timestep, scores=scores, forwards=forwards)
         Path(folder, 'outcome.json').write_text(json.dumps(outcome))
-    leave()
+    end()
 
 
 def run(setting, name):

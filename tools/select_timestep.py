@@ -10,7 +10,7 @@ from mmengine.runner import autocast
 
 from mmaselect.openmm import AutoTimestepHook, launch
 from mmaselect.openmm.configs import nodes, type_name
-from mmaselect.openmm.processes import leave
+from mmaselect.openmm.processes import end
 from mmaselect.openmm.safe_load import CheckpointError
 
 
@@ -32,7 +32,7 @@ def main():
     with autocast(enabled=args.amp):
         AutoTimestepHook(reselect=True).select(runner)
     runner.logger.info(f'written to {runner.work_dir}/timestep_selection.json and .png')
-    leave()
+    end()
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 
 from mmaselect.openmm import launch
 from mmaselect.openmm.checkpoints import check_writable
-from mmaselect.openmm.processes import leave
+from mmaselect.openmm.processes import end
 from mmaselect.openmm.safe_load import CheckpointError
 
 
@@ -105,7 +105,7 @@ def main():
     metrics = launch.build_runner(cfg).test()
     if args.out_item == 'metrics' and is_main_process():
         mmengine.dump(metrics, args.out)
-    leave()
+    end()
 
 
 if __name__ == '__main__':

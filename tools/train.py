@@ -10,7 +10,7 @@ from mmaselect.openmm import DiTBackbone, launch
 from mmaselect.openmm.checkpoints import FULL, latest_checkpoint, naming_full_disk
 from mmaselect.openmm.configs import type_name
 from mmaselect.openmm.console import log
-from mmaselect.openmm.processes import leave
+from mmaselect.openmm.processes import end
 from mmaselect.openmm.safe_load import CheckpointError
 from mmaselect.openmm.sweep_images import naming_empty_set
 
@@ -108,7 +108,7 @@ def main():
             raise
         parser.exit(1, f'{error.strerror}\n')
     runner.logger.info('\n'.join(['done', *closing_lines(runner)]))
-    leave()
+    end()
 
 
 if __name__ == '__main__':

@@ -1,6 +1,8 @@
 """Several processes that train together, on machines without an accelerator too."""
+import atexit
 import os
 import subprocess
+import sys
 from datetime import timedelta
 
 import torch
@@ -59,3 +61,17 @@ def leave():
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def end():
+    """``leave``, and the end of a process that was one of several, as the last call of a program that succeeded.
+
+    torch's teardown of such a process, whose DDP model still holds the group, aborts now and then, after all its work.
+    """
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    leave()
+    if several:
+        atexit._run_exitfuncs()  # loggers and trackers write what they hold
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
