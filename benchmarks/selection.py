@@ -196,8 +196,9 @@ def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', nargs='?', help='a config of your own, in place of the built-in settings')
     parser.add_argument('--checkpoint', help='weights for the config')
-    parser.add_argument('--images', type=int, default=2400, help='a third is chosen and fitted on, the others are tested on')
-    parser.add_argument('--masks', type=int, default=600, help='images of the built-in settings that have masks')
+    parser.add_argument('--images', type=int, default=tasks.IMAGES,
+                        help='a third is chosen and fitted on, the others are tested on')
+    parser.add_argument('--masks', type=int, default=tasks.MASKS, help='images of the built-in settings that have masks')
     parser.add_argument('--seen', type=int, default=128, help='images of a seed that scores of two views look at')
     parser.add_argument('--timesteps', type=int, nargs='+', default=TIMESTEPS)
     parser.add_argument('--tasks', nargs='+', choices=tasks.TASKS, default=list(tasks.TASKS), metavar='TASK')

@@ -17,6 +17,7 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 from mmaselect.extract import Extractor
 from mmaselect.selection import TensorImages
 
+IMAGES, MASKS = 2400, 600  # of a setting, and of one that has masks
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / 'data'
 MODELS = {'latent': ROOT / 'configs' / 'fashion_dit', 'pixel': ROOT / 'configs' / 'fashion_pixel_dit',

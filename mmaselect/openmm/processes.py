@@ -8,6 +8,7 @@ from datetime import timedelta
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import is_distributed
 
 from .configs import nodes, type_name
 from .console import LAUNCHERS
@@ -58,7 +59,7 @@ def leave():
     A process that just exits can abort in gloo's threads, after all its work; with torch 2.1 one that does not wait for the
     others can hang, since gloo then waits for a thread that waits for the interpreter.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_distributed():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
@@ -68,7 +69,7 @@ def end():
 
     torch's teardown of such a process, whose DDP model still holds the group, aborts now and then, after all its work.
     """
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    several = is_distributed()
     leave()
     if several:
         atexit._run_exitfuncs()  # loggers and trackers write what they hold

@@ -15,13 +15,11 @@ from mmaselect.extract import resolve
 from mmaselect.extract.sizes import sizes
 
 from ..configs import nodes, type_name
-from . import inherit
 from .base import Reader
 from .classifier import Classifier
 from .outline import SwapError
 from .segmentor import Segmentor
 
-__all__ = ['TOOLBOXES', 'Reader', 'SwapError', 'Swapped', 'explain', 'inherit', 'swap']
 TOOLBOXES = {'EncoderDecoder': 'mmseg', 'CascadeEncoderDecoder': 'mmseg', 'ImageClassifier': 'mmpretrain'}
 
 
