@@ -10,7 +10,7 @@
 # make gpu     on a machine with a GPU: device tests, benchmarks and a short pretraining in under nine minutes; rows are
 #     written to benchmarks/results as they come; QUICK='--quick --device cpu' shows on a CPU that it runs
 # make compare   frozen DiTs against other backbones, raw pixels and other timesteps, at several numbers of labels; SEEDS
-# make compare-scenes   heads of OpenMMLab trained on the demo and on other backbones; SEEDS and COMPARED say how often, and what
+# make compare-scenes   heads of OpenMMLab trained on frozen DiTs and on other backbones; SEEDS and COMPARED say how often, and what
 # make compare-camvid   UPerNet on the frozen DiT of photographs and on ResNet-18, 40 and all 367 labelled street scenes
 # make mae     pretrains the ViT that the comparison's MAE rows need, where its weights are not there
 # make clean   removes the environments and caches; data, results and the compiled mmcv (.cache) stay
@@ -58,8 +58,8 @@ test-stock: $(STOCK_INSTALLED)
 	$(STOCK_BIN)/python -m pytest $(PARALLEL)
 
 demo: $(INSTALLED) $(SCENES)
-	$(BIN)/python tools/train.py configs/dit_aselect_fashion_scenes.py
-	$(BIN)/python tools/visualization/report.py work_dirs/dit_aselect_fashion_scenes --draw-features 2
+	$(BIN)/python tools/train.py configs/dit_aselect_transfer_fashion_scenes.py
+	$(BIN)/python tools/visualization/report.py work_dirs/dit_aselect_transfer_fashion_scenes --draw-features 2
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/forward.py $(QUICK)

@@ -27,7 +27,7 @@ QUICK_LIMIT = 4  # times the limits: a laptop's CPU, where nothing is measured
 
 
 def pictures(folder):
-    """Writes the pictures of the demo DiT's samples into ``folder``, one file each: (64, 64) pixels."""
+    """Writes the pictures of fashion_dit's samples into ``folder``, one file each: (64, 64) pixels."""
     folder.mkdir(parents=True, exist_ok=True)
     with Image.open(ROOT / 'configs' / 'fashion_dit' / 'samples.png') as sheet:
         for y in range(2, sheet.height - 64, 66):

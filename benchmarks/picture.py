@@ -2,7 +2,7 @@
 
     python benchmarks/picture.py CIFAR-10 docs/timestep.png
 
-The curves are means over seeds and taps of selection.py's rows; the features are the demo DiT's, of its own samples.
+The curves are means over seeds and taps of selection.py's rows; the features are fashion_dit's, of its own samples.
 """
 import argparse
 from collections import defaultdict
@@ -36,7 +36,7 @@ def curves(rows, setting, score):
 
 
 def features(count, tap):
-    """Pictures of ``count`` samples of the demo DiT, and per timestep of their features."""
+    """Pictures of ``count`` samples of fashion_dit, and per timestep of their features."""
     with Image.open(DEMO / 'samples.png') as sheet:
         images = to_batch([sheet.convert('RGB').crop((x, 2, x + 64, 66)) for x in range(68, 68 + 66 * count, 66)])
     extractor = Extractor.from_pretrained(str(DEMO)).eval()

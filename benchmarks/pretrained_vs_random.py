@@ -1,4 +1,4 @@
-"""Is it the pretraining? The demo DiT against the same architecture with random weights, under the same schedule.
+"""Is it the pretraining? fashion_dit against the same architecture with random weights, under the same schedule.
 
     python benchmarks/pretrained_vs_random.py
 

@@ -199,7 +199,7 @@ def parse(argv=None):
     parser.add_argument('--images', type=int, default=tasks.IMAGES,
                         help='a third is chosen and fitted on, the others are tested on')
     parser.add_argument('--masks', type=int, default=tasks.MASKS, help='images of the built-in settings that have masks')
-    parser.add_argument('--seen', type=int, default=128, help='images of a seed that scores of two views look at')
+    parser.add_argument('--seen', type=int, default=rules.SEEN, help='images of a seed that scores of two views look at')
     parser.add_argument('--timesteps', type=int, nargs='+', default=TIMESTEPS)
     parser.add_argument('--tasks', nargs='+', choices=tasks.TASKS, default=list(tasks.TASKS), metavar='TASK')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='of the built-in settings')

@@ -29,9 +29,8 @@ from tqdm import tqdm
 
 from mmaselect.files import atomic
 from mmaselect.openmm import swap
-from mmaselect.openmm.configs import type_name
+from mmaselect.openmm.configs import heads, type_name
 from mmaselect.openmm.swap import TOOLBOXES, SwapError, inherit
-from mmaselect.openmm.swap.outline import heads
 
 OUT = Path(__file__).parent / 'results' / 'zoo.csv.gz'
 COLUMNS = ('toolbox', 'stack', 'config', 'model', 'head', 'outcome')

@@ -1,4 +1,4 @@
-# A linear classifier on the frozen demo DiT at its selected timestep: Fashion-MNIST, 2,000 labelled images.
+# A linear classifier on the frozen fashion_dit at its selected timestep: Fashion-MNIST, 2,000 labelled images.
 pretrained = '{{ fileDirname }}/fashion_dit'
 
 _base_ = ['_base_/models/linear_dit.py', '_base_/datasets/fashion_mnist.py', '_base_/mmpretrain_runtime.py']

@@ -1,4 +1,4 @@
-# The demo: SegFormer's head on the frozen demo DiT at its selected timestep; minutes on two CPU cores.
+# SegFormer's head on the frozen fashion_dit at its selected timestep; minutes on two CPU cores.
 pretrained = '{{ fileDirname }}/fashion_dit'
 
 _base_ = ['_base_/models/segformer_small_dit.py', '_base_/datasets/fashion_scenes.py', '_base_/schedules/adamw_small.py',

@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from mmaselect.extract.loading import arch_of
 from mmaselect.files import new_folder
 from mmaselect.openmm import DiTBackbone
-from mmaselect.openmm.configs import merge_data_preprocessor, nodes, type_name
+from mmaselect.openmm.configs import leave_out_levels, merge_data_preprocessor, nodes, type_name
 from mmaselect.openmm.modules import find_module
 from mmaselect.openmm.safe_load import CheckpointError, load
 from mmaselect.registry import MODELS
@@ -29,6 +29,7 @@ def publish(cfg: Config, checkpoint: dict) -> tuple[Config, dict]:
     """
     init_default_scope(cfg.default_scope)
     merge_data_preprocessor(cfg)
+    leave_out_levels(cfg)  # as in the training
     model = MODELS.build(cfg.model)
     backbone = find_module(model, DiTBackbone)
     if backbone is None:

@@ -1,4 +1,4 @@
-# The demo with the features of three timesteps side by side, those of DDPM-seg (arXiv:2112.03126), and not of a selected one.
+# fashion_dit with the features of three timesteps side by side, those of DDPM-seg (arXiv:2112.03126), and not of a selected one.
 _base_ = '../dit_aselect_fashion_scenes.py'
 model = dict(
     backbone=dict(timestep=[50, 150, 250]),

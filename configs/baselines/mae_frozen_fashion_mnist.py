@@ -1,3 +1,3 @@
-# The ViT that mae_vit_fashion_pretrain.py pretrained, frozen as the demo DiT is: a linear probe.
+# The ViT that mae_vit_fashion_pretrain.py pretrained, frozen as fashion_dit is: a linear probe.
 _base_ = 'mae_finetuned_fashion_mnist.py'
 model = dict(backbone=dict(frozen_stages=8))

@@ -1,4 +1,4 @@
-# Masked autoencoding (arXiv:2111.06377), as mmpretrain has it, of the ViT that stands against the demo DiT: the same unlabelled
+# Masked autoencoding (arXiv:2111.06377), as mmpretrain has it, of the ViT that stands against fashion_dit: the same unlabelled
 # images as the DiT's pretraining, whole and not augmented as there, and as many, 10,000 batches of 64. Peak and course of the
 # learning rate are the DiT's too. `make mae` runs it and writes the encoder to mae_vit_fashion.pth.
 _base_ = ['../_base_/models/fashion_vit.py', '../_base_/mmpretrain_runtime.py']

@@ -1,4 +1,4 @@
-# ResNet-18 in place of the demo DiT, trained from scratch with the linear classifier: the same data and schedule.
+# ResNet-18 in place of fashion_dit, trained from scratch with the linear classifier: the same data and schedule.
 _base_ = '../dit_aselect_fashion_mnist.py'
 model = dict(
     backbone=dict(_delete_=True, type='mmpretrain.ResNet', depth=18),

@@ -1,4 +1,4 @@
-# A ViT of the demo DiT's size in its place, trained from scratch: the same data, neck, head and schedule.
+# A ViT of fashion_dit's size in its place, trained from scratch: the same data, neck, head and schedule.
 _base_ = ['../dit_aselect_fashion_scenes.py', '../_base_/models/fashion_vit.py']
 model = dict(backbone=dict(**_base_.vit, out_indices=[2, 4, 5, 6]))  # the blocks that the DiT's features come from
 custom_hooks = []

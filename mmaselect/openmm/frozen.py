@@ -97,8 +97,8 @@ def take_reference(backbone: Any, state: dict[str, Tensor], prefix: str) -> Refe
     given = state.get(f'{prefix}timestep', backbone.timestep)
     if given.shape != backbone.timestep.shape:
         raise ValueError(f'the checkpoint has {given.numel()} timesteps ({prefix}timestep is {given.tolist()}) and this '
-                         f'backbone is set up for {backbone.num_timesteps}: set num_timesteps of the backbone and timesteps of '
-                         f'AutoTimestepNeck to {given.numel()}, or delete that key from the checkpoint to choose anew')
+                         f'backbone is set up for {backbone.num_timesteps}: set num_timesteps of the backbone and of the '
+                         f"neck's selection to {given.numel()}, or delete that key from the checkpoint to choose anew")
     stored = state.pop(f'{prefix}reference', None)
     return None if stored is None else Reference(**json.loads(bytes(stored.tolist())))
 

@@ -89,11 +89,7 @@ class AutoTimestepHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self.select(runner)
 
-    def before_val(self, runner: Runner) -> None:
-        self.select(runner)
-
-    def before_test(self, runner: Runner) -> None:
-        self.select(runner)
+    before_val = before_test = before_train
 
     def select(self, runner: Runner) -> SelectionResult | None:
         """Runs the sweep where it is due.
@@ -158,10 +154,10 @@ class AutoTimestepHook(Hook):
         if rank_and_size()[0] == 0:
             try:
                 outcome = self._fitting(runner, extractor, policy, options)
-            except ValueError as error:  # the others have to hear of it
+            except Exception as error:  # the others have to hear of it
                 outcome = error
         outcome = broadcast(outcome)
-        if isinstance(outcome, ValueError):
+        if isinstance(outcome, Exception):
             raise outcome
         return outcome
 

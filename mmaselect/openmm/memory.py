@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_flatten
 from mmaselect.extract.latent import LatentEncoder
 from mmaselect.extract.loading import arch_of
 
-from .configs import merge_data_preprocessor, nodes
+from .configs import image_size, merge_data_preprocessor, type_name
 from .published import PUBLISHED
 
 FILES = ('variant', 'revision', 'dtype')  # options of DiTBackbone that are about the files of ``pretrained``
@@ -137,17 +137,6 @@ def share_all(model):
         other.emb = first.emb
 
 
-def crop_of(cfg):
-    """Height and width of a training image: the data_preprocessor's size, or the last size in the training pipeline."""
-    sizes = [(cfg.model.get('data_preprocessor') or {}).get('size')]
-    for node in nodes(cfg.train_dataloader.dataset):
-        sizes += [step.get('crop_size') or step.get('size') or step.get('scale') for step in node.get('pipeline', ())]
-    size = next((size for size in [sizes[0], *reversed(sizes)] if size), None)
-    if size is None:
-        raise ValueError('the config does not say how large a training image is: give --size')
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
 def sample(scope, height, width):
     if scope == 'mmseg':
         from mmseg.structures import SegDataSample
@@ -167,7 +156,7 @@ def loss_of(model, images, samples, scope):
 
 def precision_of(cfg):
     """The dtype that the config computes in, as a string, or None for float32."""
-    if cfg.optim_wrapper.get('type') != 'AmpOptimWrapper':
+    if type_name(cfg.optim_wrapper) != 'AmpOptimWrapper':
         return None
     return cfg.optim_wrapper.get('dtype') or 'float16'
 
@@ -201,7 +190,10 @@ def predict(cfg, *, batch_size=None, size=None, device='gpu'):
     init_default_scope(cfg.default_scope)
     cfg = copy.deepcopy(cfg)
     merge_data_preprocessor(cfg)
-    height, width = size or crop_of(cfg)
+    size = size or image_size(cfg, None)
+    if size is None:
+        raise ValueError('the config does not say how large a training image is: give --size')
+    height, width = size
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     backbone = without_weights(cfg.model.backbone)
     backbone = dict(backbone, timestep=backbone.get('timestep') or list(range(backbone.get('num_timesteps') or 1)))

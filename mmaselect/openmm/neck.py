@@ -1,5 +1,5 @@
 """AutoTimestepNeck: the policy by which the timestep is chosen, and what the head gets of the features."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from mmengine.model import BaseModule
@@ -22,6 +22,8 @@ class AttentionPool(nn.Module):
 
     def __init__(self, channels, heads=8):
         super().__init__()
+        if channels % heads:
+            raise ValueError(f'num_heads={heads} does not divide the {channels} channels')
         self.token = nn.Parameter(torch.zeros(1, 1, channels))
         nn.init.trunc_normal_(self.token, std=0.02)
         self.norm = nn.LayerNorm(channels)
@@ -99,7 +101,7 @@ class AutoTimestepNeck(BaseModule):
                 raise ValueError(f'{name}={value!r}: choose one of {allowed}')
         if output == 'pyramid' and num_taps not in (1, len(scales)):
             raise ValueError(f'{num_taps} taps cannot feed a pyramid of {len(scales)} levels: give one tap, or one per level')
-        self.built = _indices(levels, len(scales)) if output == 'pyramid' else (0,)
+        self.built = level_indices(levels, len(scales)) if output == 'pyramid' else (0,)
         self.grid = tuple(grid) if isinstance(grid, (tuple, list)) else (grid, grid)
         if len(self.grid) != 2 or not all(isinstance(side, int) and side > 0 for side in self.grid):
             raise ValueError(f'grid={grid!r}: give the number of parts along each side, such as 4, or (height, width)')
@@ -164,44 +166,9 @@ class AutoTimestepNeck(BaseModule):
         return (self.pool(joined),)
 
 
-def _indices(levels: Sequence[int] | None, count: int) -> tuple[int, ...]:
+def level_indices(levels: Sequence[int] | None, count: int) -> tuple[int, ...]:
     """Indices of levels, in order and from 0; all where there are none."""
     found = sorted({level % count for level in levels if -count <= level < count}) if levels is not None else range(count)
     if not found or levels is not None and len(found) != len(levels):
         raise ValueError(f'levels={levels}: name different ones of the {count} levels that scales has, or None for all')
     return tuple(found)
-
-
-def read_levels(model: Mapping) -> list[int] | None:
-    """Indices of the levels of an AutoTimestepNeck's pyramid that the heads of a segmentor's config read.
-
-    Args:
-        model (Mapping): The config of an EncoderDecoder or a CascadeEncoderDecoder.
-
-    Returns:
-        list[int] | None: None where all may be read: no head says so by ``in_index``, or another neck stands between.
-
-    Raises:
-        ValueError: A head reads a level that there is not, or that the neck's ``levels`` leaves out.
-    """
-    neck = model.get('neck')
-    if not isinstance(neck, Mapping) or not str(neck.get('type')).endswith('AutoTimestepNeck') or neck.get('output') != 'pyramid':
-        return None
-    scales, read = neck.get('scales', SCALES), set()
-    built = _indices(neck.get('levels'), len(scales))
-    for place in ('decode_head', 'auxiliary_head'):
-        heads = model.get(place) or []
-        for head in heads if isinstance(heads, (list, tuple)) else [heads]:
-            kind, head = head.get('type'), head.get('kernel_generate_head', head)  # noqa: PLW2901, KNet's
-            if 'in_index' not in head and not isinstance(head.get('in_channels'), int):
-                return None  # a head that takes all levels, as mask classifiers do
-            index = head.get('in_index', -1)  # mmseg's default
-            index = list(index) if isinstance(index, (list, tuple)) else [index]
-            if str(kind).endswith('EncHead') and not head.get('add_lateral'):
-                index = index[-1:]  # it names several and reads the last
-            for level in index + ([0] if head.get('c1_in_channels') else []):
-                if not -len(scales) <= level < len(scales) or level % len(scales) not in built:
-                    raise ValueError(f'{place} {kind} reads level {level} (in_index), and the neck builds {list(built)} of '
-                                     f'{len(scales)}: set in_index of the head, or levels and scales of AutoTimestepNeck')
-                read.add(level % len(scales))
-    return sorted(read) or None

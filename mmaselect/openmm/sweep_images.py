@@ -38,7 +38,7 @@ class Sample(torch.utils.data.Dataset):
         seed = mix(self.seed, index) % 2**32
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the one that is set back, where torch.manual_seed seeds the GPUs' too
         try:
             return index, self.dataset[index]
         finally:

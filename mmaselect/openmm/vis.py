@@ -140,8 +140,9 @@ def vae_decoder(cfg, backbone):
     if isinstance(source, str):
         try:
             vae = diffusers.AutoencoderKL.from_pretrained(Path(source).expanduser() if Path(source).exists() else source,
-                                                          subfolder='vae', low_cpu_mem_usage=False)
-        except (OSError, ValueError) as error:
+                                                          subfolder='vae', low_cpu_mem_usage=False, variant=node.get('variant'),
+                                                          revision=node.get('revision'))
+        except (OSError, ValueError, RuntimeError) as error:  # the last: a VAE of another class
             why = f'{source} gives no VAE ({str(error).splitlines()[0]})'
     if vae is None:
         warnings.warn(f'{why}: noisy latents are shown by their first three channels', stacklevel=2)

@@ -9,6 +9,10 @@ from .measure import Measurement
 from .scores import Score
 
 
+class FewLabelsError(ValueError):
+    """Which more images may mend."""
+
+
 def check_images(measurement: Measurement, images: TensorImages, score: Score) -> None:
     """Refuses what a score can learn nothing from, of all ranks' images that are encoded.
 
@@ -16,7 +20,8 @@ def check_images(measurement: Measurement, images: TensorImages, score: Score) -
         ValueError: The images are all alike, labels lie outside the classes, or classes are too few or have too few images.
     """
     count = sum(gather(sum(len(batch.indices) for batch in measurement.batches)))
-    firsts = [None if own is None else own.cpu() for own in gather(measurement.first_image) if own is not None]
+    first = measurement.first_image
+    firsts = [own for own in gather(None if first is None else first.cpu()) if own is not None]
     alike = all(gather(measurement.alike)) and all(torch.equal(own, firsts[0]) for own in firsts)
     if count > 1 and alike:
         raise ValueError(f'all {count} images of the sweep are alike, so that no timestep can be better than another: check the '
@@ -45,8 +50,8 @@ def _check_labels(measurement, images, score, count):
         hint = ('255 means that a pixel has no class: where it stands for the second class, write 1 into the masks'
                 if 255 in holders and pixel and classes else
                 'raise num_images, check the labels, or choose a score without labels, such as half_consistency')
-        raise ValueError(f'the score {score.name} needs images of at least two classes, and the labels of these {count} are '
-                         f'{sorted(holders)}: {hint}')
+        raise FewLabelsError(f'the score {score.name} needs images of at least two classes, and the labels of these {count} are '
+                             f'{sorted(holders)}: {hint}')
     if not pixel and count < 2 * len(classes):
-        raise ValueError(f'{count} images of {len(classes)} classes are too few for the score {score.name}, which predicts each '
-                         'image from others of its class: raise num_images, or take a score without labels')
+        raise FewLabelsError(f'{count} images of {len(classes)} classes are too few for the score {score.name}, which predicts '
+                             'each image from others of its class: raise num_images, or take a score without labels')

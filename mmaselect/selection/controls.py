@@ -11,7 +11,7 @@ def randomised(extractor: Extractor, seed: int) -> Extractor:
     model = extractor.family.model
     first = next(model.parameters())
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' too, and nobody would set them back
         fresh = torch.nn.Module.to(type(model).from_config(model.config), first.device, first.dtype)  # diffusers' own warns
     # Everything but the transformer is shared: the VAE is large, and is not changed.
     shared = {id(part): part for part in (extractor.encoder, extractor.process)}

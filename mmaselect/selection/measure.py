@@ -69,10 +69,6 @@ class Measurement:
         """Forward passes per image and timestep."""
         return len(self.kinds) * self.draws
 
-    def pending(self, timesteps: Sequence[int]) -> int:
-        """Forward passes that ``run`` would do for these timesteps on this rank."""
-        return self.per_image * sum(len(batch.indices) * len(set(timesteps) - set(batch.timesteps)) for batch in self.batches)
-
     @torch.no_grad()
     def add(self, batches: Iterable[tuple[list[int], Tensor, Tensor | None]]) -> None:
         """Encodes batches of (indices, images (B, 3, H, W), labels or None).

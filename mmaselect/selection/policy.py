@@ -1,5 +1,6 @@
 """Every option of a sweep in one object: the neck, the notebook and the tools take it, and ``sweep`` carries it out."""
 import difflib
+import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -147,6 +148,8 @@ def upper_taps(family: Any, names: tuple[str, ...]) -> tuple[Tap, ...]:
 
 
 def _as_tuples(value):
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)  # NumPy's, which JSON does not take
     return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple, range)) else value
 
 

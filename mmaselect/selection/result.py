@@ -57,6 +57,8 @@ class SelectionResult:
             the same architecture with 'random weights'.
         failures (dict[str, str]): The controls that failed, and why.
         weights (str): Hash of the transformer's weights.
+        pos_scale (str | None): Of its positions on other grids than the training's; None where there is no choice, and in older
+            files.
         versions (dict[str, str]): Of the packages that matter.
     """
     timestep: int
@@ -78,6 +80,7 @@ class SelectionResult:
     controls: dict
     failures: dict
     weights: str
+    pos_scale: str | None
     versions: dict
 
     @property
@@ -189,7 +192,7 @@ class SelectionResult:
             data = json.loads(Path(path).read_text())
             data.setdefault('timesteps', [data['timestep']])  # files from when there was one
             # And from when each image had a draw of its own, and the highest score was taken.
-            data = {**dict(noise='random', noise_seed=0, steps=None, draws=1, failures={},
+            data = {**dict(noise='random', noise_seed=0, steps=None, draws=1, failures={}, pos_scale=None,
                            policy=dict(plateau=0.0) | {key: data[key] for key in ('plateau', 'seed') if key in data}), **data}
             for c in data['candidates']:
                 c.setdefault('num_images', data['num_images'])
@@ -199,7 +202,7 @@ class SelectionResult:
             taps = tuple((block, name) for block, name in data['taps'])
             pairs = {name: data[name] and tuple(data[name]) for name in ('timesteps', 'tap', 'interval')}
             return cls(**{**{f.name: data[f.name] for f in fields(cls)}, **pairs, 'candidates': candidates, 'taps': taps})
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'{path} is not a saved SelectionResult: {error!r}') from error
 
     def check(self, extractor: Extractor, policy: SelectionPolicy | None = None, *, noise: str, noise_seed: int,
@@ -215,6 +218,11 @@ class SelectionResult:
             ValueError: It would not; the message says what differs.
         """
         pairs = {'weights': (self.weights, weights_hash(extractor)), 'noise': (self.noise, noise), 'draws': (self.draws, draws)}
+        sigmas = extractor.process.sigma.tolist()
+        pairs['noise levels'] = [round(c.sigma, 6) for c in self.candidates], [
+            round(sigmas[c.timestep], 6) if c.timestep < len(sigmas) else None for c in self.candidates]
+        if self.pos_scale is not None:
+            pairs['pos_scale'] = self.pos_scale, getattr(extractor.family, 'pos_scale', None)
         if noise == 'seeded':
             pairs['noise seed'] = self.noise_seed, noise_seed
         if policy is not None:

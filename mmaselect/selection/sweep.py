@@ -14,7 +14,7 @@ from mmaselect.extract.fingerprint import weights_hash
 from mmaselect.version import __version__
 
 from .candidates import refined_candidates, resolve_candidates
-from .checks import check_images
+from .checks import FewLabelsError, check_images
 from .choice import spaced_timesteps
 from .controls import randomised
 from .distributed import gather
@@ -81,20 +81,21 @@ def sweep(extractor: Extractor, images: TensorImages | Any, policy: SelectionPol
                        show=progress, log=log)
         main.advance = bar.advance
         budget = math.inf if policy.budget is None else policy.budget - len(policy.controls) * few * each
-        found, forwards = _measured(main, images, count, ts, policy, budget, bar), sum(gather(main.forwards))
-        for name in policy.controls:
-            try:
-                controls[name], passes = _control(name, extractor, score, images, few, ts, policy, bar, options)
-                forwards += passes
-            except Exception as error:  # costs the control, not the result; it is the same on all ranks
-                failures[name] = f'{type(error).__name__}: {error}'
-        bar.close()
+        with contextlib.closing(bar):
+            found, forwards = _measured(main, images, count, ts, policy, budget, bar), sum(gather(main.forwards))
+            for name in policy.controls:
+                try:
+                    controls[name], passes = _control(name, extractor, score, images, few, ts, policy, bar, options)
+                    forwards += passes
+                except Exception as error:  # costs the control, not the result; it is the same on all ranks
+                    failures[name] = f'{type(error).__name__}: {error}'
         taps = tuple(extractor.taps)
     return SelectionResult(
         timestep=found.timesteps[0], timesteps=found.timesteps, tap=found.tap, candidates=found.candidates, taps=taps,
         steps=len(extractor.process), score=score.describe(), policy=policy.record(), num_images=found.num_images, noise=noise,
         noise_seed=noise_seed, draws=draws, forwards=forwards, seconds=time.perf_counter() - start, interval=found.interval,
         probability=found.probability, controls=controls, failures=failures, weights=weights_hash(extractor),
+        pos_scale=getattr(extractor.family, 'pos_scale', None),
         versions=dict(mmaselect=__version__, torch=torch.__version__, diffusers=diffusers.__version__))
 
 
@@ -115,8 +116,9 @@ def _prepared(extractor: Extractor, taps: Sequence[Tap]) -> Iterator[None]:
 
 def _control(name, extractor, score, images, count, ts, policy, bar, options) -> tuple[int, int]:
     """What the score chooses where nothing is to be found, and the forward passes of that."""
-    model = randomised(extractor, policy.seed) if name == 'random weights' else extractor
-    measurement = Measurement(model, [score], noise_images=name == 'noise', advance=bar.advance, **options)
+    model = []
+    _together(lambda: model.append(randomised(extractor, policy.seed) if name == 'random weights' else extractor))
+    measurement = Measurement(model[0], [score], noise_images=name == 'noise', advance=bar.advance, **options)
     _extend(measurement, images, 0, count, ts, bar)
     chosen = choose(measurement, replace(policy, num_timesteps=1), resample=False).timesteps[0]
     return chosen, sum(gather(measurement.forwards))
@@ -138,16 +140,23 @@ def _measured(measurement: Measurement, images: TensorImages, count: int, ts: li
         needed = stages[0] if grow else count
         raise ValueError(f'a budget of {budget:.0f} forward passes besides the controls is less than the {needed * each} that '
                          f'{needed} images at {len(ts)} candidates take: raise budget, or lower num_images or candidates')
-    found, start, kept = None, 0, ts
+    found, too_few, start, kept = None, None, 0, ts
     for stop in stages:
         if grow and stop * each > budget:
             break
-        _extend(measurement, images, start, stop, kept, bar)
-        found, start = choose(measurement, policy, before=found), stop
+        begun, start = start, stop
+        try:
+            _extend(measurement, images, begun, stop, kept, bar)
+        except FewLabelsError as error:  # the first images of a sample may be of one class
+            too_few = error
+            continue
+        found = choose(measurement, policy, before=found)
         if grow and found.stability >= STABLE:
             break
         if halving:
             kept = list(found.promising)
+    if found is None:
+        raise too_few
     while budget < math.inf:
         affordable = (budget - sum(gather(measurement.forwards))) // (start * measurement.per_image)
         more = refined_candidates([c.timestep for c in found.candidates], *found.bounds)[:int(affordable)]

@@ -117,7 +117,7 @@ def test_differs_from_ours_in_the_backbone_alone(name, agreement):
 
 @pytest.mark.parametrize('name', BASELINES)
 def test_parts_fit_as_shipped(name):
-    """Shapes alone, on a device without memory: a ViT-B takes no time there. The demo DiT has its noise on the CPU."""
+    """Shapes alone, on a device without memory: a ViT-B takes no time there. fashion_dit has its noise on the CPU."""
     cfg = copy.deepcopy(shipped(name))
     init_default_scope(cfg.default_scope)
     size, device = SIZES.get(dataset(name), 64), 'cpu' if name.startswith('dit') else 'meta'

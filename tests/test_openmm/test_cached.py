@@ -229,6 +229,14 @@ def probe(data, tmp_path_factory):
     return folder, counts
 
 
+def test_features_of_other_positions_are_refused(probe, data, tmp_path, capsys):
+    for words, changes in (((), {'model.backbone.pos_scale': 'extrapolate'}), (('--amp',), {})):
+        with pytest.raises(SystemExit):
+            tool(FEATURES, CLS, data, '--out', probe[0], '--work-dir', tmp_path, *words,
+                 **{**TIMESTEPS, **FOUR_MAPS, **changes})
+        assert 'a cache of other model:' in capsys.readouterr().err
+
+
 def started(changes, data, folder):
     """``changes`` that make a training begin with the same head, whatever was drawn from the generator before it."""
     head = runs.runner(CLS, data, folder, changes).model.head

@@ -7,14 +7,17 @@ import pytest
 import runs
 import tiny
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModule
+from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import load_state_dict
 from mmseg.apis import inference_model, init_model
 from safetensors.torch import load_file, save_file
 
 from mmaselect.extract import fingerprint
-from mmaselect.openmm import hook
+from mmaselect.openmm import configs, hook
 from mmaselect.openmm.frozen import Reference
+from mmaselect.registry import MODELS
 
 SEG, CLS = 'aselect_fashion_scenes', 'aselect_cub'
 PUBLISH = runs.ROOT / 'tools' / 'publish_model.py'
@@ -213,6 +216,20 @@ def test_a_published_model_needs_nothing_else(published, trained, data, folder, 
     small = torch.load(trained / 'iter_2.pth', weights_only=False)['state_dict'].keys()
     frozen = {f'backbone.extractor.{name}' for name in alone.backbone.extractor.state_dict()}
     assert not small & frozen and whole['state_dict'].keys() == small - {'backbone.reference'} | frozen
+
+
+def test_levels_that_a_training_leaves_out_are_no_hindrance(data, folder, tmp_path):
+    """Of a pyramid that a head reads one level of, tools/train.py builds that one."""
+    head = dict(_delete_=True, type='FCNHead', in_channels=runs.WIDTH, in_index=2, channels=4, num_classes=11, num_convs=1)
+    cfg = runs.config(SEG, data, tmp_path, pretrained(folder, **{'model.decode_head': head, 'model.backbone.timestep': 40}))
+    cfg.dump(tmp_path / 'config.py')
+    configs.leave_out_levels(cfg)
+    assert cfg.model.neck.levels == [2]
+    init_default_scope('mmseg')
+    model = MODELS.build(cfg.model)
+    torch.save(dict(meta={}, state_dict=model.state_dict()), tmp_path / 'model.pth')
+    runs.run_here(PUBLISH, tmp_path / 'config.py', tmp_path / 'model.pth', tmp_path / 'out')
+    assert Config.fromfile(tmp_path / 'out' / 'config.py').model.neck.levels == [2]
 
 
 @pytest.mark.parametrize('case, message', [('out', 'exists already'), ('open', 'has no timestep'),

@@ -324,6 +324,7 @@ def test_a_result_is_taken_in_place_of_a_sweep(trained, data, tmp_path, events):
     ({'model.neck.selection.score': 'hfr'}, "its score: 'auto' there, 'hfr' here"),
     ({'model.backbone.noise': 'none'}, "its noise: 'seeded' there, 'none' here"),
     ({'model.backbone.noise_draws': 2}, 'its draws: 1 there, 2 here'),
+    ({'model.backbone.pos_scale': 'extrapolate'}, "its pos_scale: 'interpolate' there, 'extrapolate' here"),
     ({'randomness.seed': 5}, 'its weights: '),
 ])
 def test_a_result_of_other_weights_or_options_is_refused(changes, what, trained, data, tmp_path, events):
@@ -333,13 +334,19 @@ def test_a_result_of_other_weights_or_options_is_refused(changes, what, trained,
     assert not events and runner.model.backbone.chosen is None
 
 
-def test_a_result_of_a_score_that_has_changed_is_refused(trained, data, tmp_path, events):
-    """Files from before an option was there had its former value."""
+def another_schedule(found):
+    found['candidates'][1]['sigma'] /= 2
+
+
+@pytest.mark.parametrize('change, what', [
+    (lambda found: found['score'].pop('cells'), 'options of the score'),  # files from before it was there had its former value
+    (another_schedule, 'noise levels')])
+def test_a_result_of_a_score_or_schedule_that_has_changed_is_refused(change, what, trained, data, tmp_path, events):
     found = json.loads((trained.folder / 'timestep_selection.json').read_text())
-    del found['score']['cells']
+    change(found)
     (tmp_path / 'old.json').write_text(json.dumps(found))
     runner = with_hook(data, tmp_path, result=str(tmp_path / 'old.json'))
-    with pytest.raises(ValueError, match='cannot take result=.*its options of the score: '):
+    with pytest.raises(ValueError, match=f'cannot take result=.*its {what}: '):
         hook_of(runner).select(runner)
     assert not events and runner.model.backbone.chosen is None
 

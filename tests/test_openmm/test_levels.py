@@ -6,7 +6,7 @@ from heads import HEADS, config, train_as_one_of_two
 from mmengine.config import Config
 
 from mmaselect.openmm import AutoTimestepNeck, configs
-from mmaselect.openmm.neck import read_levels
+from mmaselect.openmm.configs import read_levels
 
 
 @pytest.mark.parametrize('name', HEADS)
@@ -81,3 +81,9 @@ def test_two_processes_train_every_family_of_heads(tmp_path):
     for name in HEADS:
         first, second = (torch.load(tmp_path / f'{name}.{rank}', weights_only=True) for rank in (0, 1))
         assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_types_that_are_classes():
+    model = config('FCNHead')
+    model['neck']['type'] = AutoTimestepNeck
+    assert read_levels(model) == read_levels(config('FCNHead'))

@@ -229,6 +229,7 @@ REFUSED = [
     (PSP, dict(model__decode_head=None), 'the model has no decode_head'),
     (PSP, dict(model__decode_head__in_index=4), 'decode_head PSPHead reads level 4, and ResNetV1c gives 4 levels, 0 to 3'),
     (PSP, dict(model__backbone=None), 'the model has no backbone'),
+    (PSP, dict(model__neck=[dict(type='FPN')]), 'the model has a list of necks'),
     (PSP, dict(model__backbone__type='NoSuchNet'), 'the levels of NoSuchNet are not known, since it cannot be built'),
     (PSP, dict(model__decode_head__type='NoSuchHead'), 'decode_head NoSuchHead cannot read'),
     (PSP, dict(model__backbone__type='mmaselect.DiTBackbone'), 'the backbone is a DiTBackbone already'),

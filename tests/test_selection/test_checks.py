@@ -1,9 +1,14 @@
 """What is said against images and labels before the transformer runs, and that a control's failure costs the control alone."""
+import numpy as np
 import pytest
+import tiny
 import torch
 from planted import BEST, TIMES, Planted, colours, swept
 
-from mmaselect.selection import TensorImages
+from mmaselect.extract import Extractor
+from mmaselect.selection import SelectionPolicy, SelectionResult, TensorImages
+from mmaselect.selection.controls import randomised
+from mmaselect.selection.scores import Score
 
 
 def refused(images, message, **options):
@@ -64,3 +69,30 @@ def test_a_failing_control_costs_the_control():
     result = swept(Planted(), TensorImages(colours()), candidates=TIMES, controls=('random weights', 'noise'))
     assert result.timestep == BEST and list(result.controls) == ['noise'] and list(result.failures) == ['random weights']
     assert any(said.startswith("the control 'random weights' failed: AttributeError") for said in result.remarks)
+
+
+def test_a_score_without_a_name():
+    class Nameless(Score):
+        def observe(self, maps, labels=None):
+            return maps[0].flatten(1)[:, :1]
+
+    with pytest.raises(ValueError, match=r'Nameless has no name, .* decorate it with @scores.register'):
+        SelectionPolicy(score=Nameless())
+
+
+def test_candidates_of_numpy_are_saved(tmp_path):
+    result = swept(Planted(), TensorImages(colours()), candidates=list(np.linspace(0, BEST, 3).astype(int)))
+    result.save(tmp_path / 'result.json')
+    assert SelectionResult.load(tmp_path / 'result.json').policy['candidates'] == [0, BEST // 2, BEST]
+
+
+@pytest.mark.parametrize('text', ['[]', '3', '{}', 'null'])
+def test_a_file_that_is_no_result(text, tmp_path):
+    (tmp_path / 'result.json').write_text(text)
+    with pytest.raises(ValueError, match='is not a saved SelectionResult'):
+        SelectionResult.load(tmp_path / 'result.json')
+
+
+def test_generators_of_gpus_are_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', lambda seed: pytest.fail('the GPUs are seeded'))
+    randomised(Extractor.from_arch(tiny.ARCH), 0)

@@ -57,3 +57,16 @@ def test_forward_passes_are_said_before_and_their_time_after_the_first():
 def test_several_timesteps_are_chosen_among_all():
     result = swept(Planted(), TensorImages(colours(64)), candidates=TIMES, search='halving', num_timesteps=2)
     assert {c.num_images for c in result.candidates} == {64}
+
+
+@pytest.mark.parametrize('pixel', [True, False])
+def test_labels_that_come_late(pixel):
+    """The first images of a sample may be of one class, or too few of each, where the whole is well."""
+    labels = torch.arange(64) >= 40 if pixel else torch.arange(64) % 16
+    labels = labels.long()[:, None, None].expand(-1, 12, 20) if pixel else labels
+    grid, halving = (swept(Planted(), TensorImages(colours(64), labels), candidates=TIMES, search=search, score='ridge')
+                     for search in ('grid', 'halving'))
+    assert halving.timestep == grid.timestep
+    with pytest.raises(ValueError, match='images of at least two classes'):
+        swept(Planted(), TensorImages(colours(64), torch.zeros(64, 12, 20, dtype=torch.long)), candidates=TIMES,
+              search='halving', score='ridge')

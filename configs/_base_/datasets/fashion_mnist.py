@@ -1,4 +1,4 @@
-# Fashion-MNIST, 2,000 labelled images for training, enlarged to the 64x64 RGB that the demo DiT was pretrained on.
+# Fashion-MNIST, 2,000 labelled images for training, enlarged to the 64x64 RGB that fashion_dit was pretrained on.
 data_root = 'data/fashion_mnist'
 pipeline = [
     dict(type='NumpyToPIL'),

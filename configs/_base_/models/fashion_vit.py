@@ -1,4 +1,4 @@
-# A stock ViT of the demo DiT's size: 8 blocks of width 128 and, of a 64x64 image, 64 tokens, which the DiT has by a VAE of
+# A stock ViT of fashion_dit's size: 8 blocks of width 128 and, of a 64x64 image, 64 tokens, which the DiT has by a VAE of
 # stride 4 and patches of 2. The adaLN of the DiT makes it the larger of the two.
 vit = dict(
     _delete_=True,

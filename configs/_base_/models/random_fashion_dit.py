@@ -1,4 +1,4 @@
-# The demo DiT's architecture, its VAE included, with random weights: the control of the demo.
+# fashion_dit's architecture, its VAE included, with random weights: its control.
 # The stricter one, a random transformer on the latents of the trained VAE, is
 # --cfg-options model.backbone.arch.vae=configs/fashion_dit
 random_backbone = dict(

@@ -7,8 +7,8 @@ import torch
 
 from mmaselect.extract.sizes import Sizes
 
-from ..configs import nodes, type_name
-from .outline import SwapError, built, heads, image_size
+from ..configs import heads, image_size, nodes, type_name
+from .outline import SwapError, built
 
 LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor',
                'LearningRateDecayOptimWrapperConstructor')
@@ -86,16 +86,12 @@ class Swap:
         files = any(type_name(node) == 'LoadImageFromFile' for node in nodes(self.tree.get('train_dataloader')))
         if not preprocessor.get(key) and (files or key not in preprocessor):
             preprocessor[key] = True
-        native = self.dit.image_size
-        if self.crop and native and any(side != native for side in self.crop):
-            height, width = self.crop
+        native, crop = self.dit.image_size, image_size(self.tree, None)
+        if crop and native and any(side != native for side in crop):
+            height, width = crop
             self.remarks.append(f'images of {height}x{width} pixels meet a DiT that was trained at {native}x{native}: '
                                 'model.backbone.pos_scale says how its positions follow, and a checkpoint of that size may do '
                                 'better')
-
-    @property
-    def crop(self):
-        return image_size(self.tree, None)
 
     def weights(self):
         """Takes away what was to be loaded into, or done to, the old backbone."""
@@ -118,7 +114,7 @@ class Swap:
         if not settings:
             return
         rate = settings.get('layer_decay_rate', settings.get('decay_rate'))
-        if str(wrapper.get('constructor')).rpartition('.')[2] in LAYER_DECAY and rate:
+        if type_name(dict(type=wrapper.get('constructor'))) in LAYER_DECAY and rate:
             wrapper.update(constructor='mmaselect.LayerDecayOptimWrapperConstructor', paramwise_cfg=dict(layer_decay_rate=rate))
             return
         keys = settings.get('custom_keys') or {}

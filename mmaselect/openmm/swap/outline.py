@@ -2,35 +2,16 @@
 import copy
 import functools
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from mmengine.registry import MODELS
 
-from ..configs import nodes, type_name
+from ..configs import several, type_name
 
 
 class SwapError(ValueError):
     """The config cannot be swapped. The message names what stands against it, and why."""
-
-
-def heads(model: Mapping) -> Iterator[tuple[str, dict]]:
-    """Place and config of each head, those in lists too."""
-    for key in ('decode_head', 'auxiliary_head', 'head'):
-        found = model.get(key)
-        for k, head in enumerate(found if several(found) else [found] if found else ()):
-            yield f'{key}[{k}]' if several(found) else key, head
-
-
-def readers(model: Mapping) -> Iterator[tuple[str, dict]]:
-    """As ``heads``, with the part of K-Net's head that reads the maps, its first round, in its place."""
-    for place, head in heads(model):
-        inner = head.get('kernel_generate_head')
-        yield (f'{place}.kernel_generate_head', inner) if isinstance(inner, dict) else (place, head)
-
-
-def several(value) -> bool:
-    return isinstance(value, (list, tuple))
 
 
 def built(config: Mapping, device: str) -> torch.nn.Module:
@@ -81,18 +62,3 @@ def without_weights(config: Mapping) -> dict:
     """A backbone's config that loads nothing when it is built."""
     return {key: False if key == 'pretrained' and value is True else None if key in ('pretrained', 'init_cfg') else value
             for key, value in config.items()}
-
-
-def image_size(tree: Mapping, default: tuple[int, int] | None = (512, 512)) -> tuple[int, int] | None:
-    """Height and width of the training images: where the pipeline cuts them last, else as the preprocessor pads them."""
-    found = None
-    for node in nodes(tree.get('train_dataloader')):
-        kind, value = type_name(node), node.get('crop_size') or node.get('scale') or node.get('size')
-        if ('Crop' in kind or kind == 'Resize') and isinstance(value, (int, list, tuple)):
-            value = (value, value) if isinstance(value, int) else tuple(value)
-            if len(value) == 2 and all(isinstance(side, int) for side in value):
-                found = value if 'crop_size' in node or 'Crop' in kind else value[::-1]  # Resize has (width, height)
-    size = ((tree.get('model') or {}).get('data_preprocessor') or {}).get('size')
-    if found is None and size:
-        found = (size, size) if isinstance(size, int) else tuple(size)
-    return found or default

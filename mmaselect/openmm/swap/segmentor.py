@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from ..configs import type_name
+from ..configs import heads, readers, several, type_name
 from .base import Reader, Swap
-from .outline import SwapError, heads, importable, outline, readers, several, without_weights
+from .outline import SwapError, importable, outline, without_weights
 
 SCALES = (4, 2, 1, 0.5)  # that the neck can give of a map
 # Heads that read something that no other backbone than theirs gives.
@@ -38,8 +38,10 @@ class Segmentor(Swap):
 
     def fit(self):
         self.old = type_name(self.model['backbone'])
-        before, after = self.outline()
         stock = self.model.get('neck')
+        if several(stock):
+            raise SwapError('the model has a list of necks, and one alone can be kept: make one of them')
+        before, after = self.outline()
         if stock and type_name(stock) in REPLACED_NECKS:
             before, stock = after, None
         if stock and not isinstance(stock.get('in_channels'), (list, tuple)):
@@ -69,7 +71,7 @@ class Segmentor(Swap):
         if coarse:
             self.remarks.append(f'levels are coarser than those of {self.old}, in pixels per cell: {", ".join(coarse)}')
         if stock:
-            stock['in_channels'] = type(stock['in_channels'])([self.width()] * len(read))
+            stock['in_channels'] = type(stock['in_channels'])([self.features()[0].shape[1]] * len(read))
             self.model['neck'] = [self.model['neck'], stock]
         else:
             indices = {place: [read.index(one % len(after)) for one in found] for place, found in indices.items()}
@@ -105,9 +107,6 @@ class Segmentor(Swap):
             result = self.fits(place, head, maps, call)
             if isinstance(result, torch.Tensor):
                 previous[part] = result
-
-    def width(self):
-        return self.features()[0].shape[1]
 
     def outline(self):
         """Pixels per cell of the maps that the old backbone gives, and of those that reach the heads behind its neck."""

@@ -42,6 +42,9 @@ def build(score: Any, images: Any = None, task: str = 'auto') -> 'Score':
         ValueError: Unknown name or options.
     """
     if isinstance(score, Score):
+        if not hasattr(score, 'name'):
+            raise ValueError(f'{type(score).__name__} has no name, by which results tell scores apart: decorate it with '
+                             '@scores.register(NAME)')
         return score
     options = dict(type=score) if isinstance(score, str) else dict(score) if isinstance(score, Mapping) else {}
     name = options.pop('type', None)
