@@ -246,7 +246,8 @@ def main():
     if args.config:
         head = record.head()
         task = from_config(args.config, args.checkpoint, args.images)
-        found = [Measured(task, args.seen).at(t) for t in args.timesteps]
+        measured = Measured(task, args.seen)
+        found = [measured.at(t) for t in args.timesteps]
         rows = list(rows_of(task.name, tasks.Setting(None, None), task, args.timesteps, found))
         record.write(args.out, head, rows)
     else:

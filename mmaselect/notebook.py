@@ -19,7 +19,7 @@ class FeatureExtractor(nn.Module):
         noise (str): 'seeded' adds noise, 'none' only scales the clean latent; features and choice alike.
 
     Attributes:
-        timestep (int | None): As above.
+        timestep (int | tuple[int, ...] | None): As above; several where the selection chose several.
         result (SelectionResult | None): How the timestep was chosen, where 'auto' did: every candidate's score, a plot.
 
     Raises:
@@ -95,7 +95,7 @@ class FeatureExtractor(nn.Module):
                 model.result = SelectionResult.load(result)
                 policy = None if selection is None else SelectionPolicy.of(selection)
                 model.result.check(model.extractor, policy, noise=noise, noise_seed=seed)
-            model.timestep = model.result.timestep
+            model.timestep = model.result.timestep if len(model.result.timesteps) == 1 else model.result.timesteps
             if model.result.tap is not None:
                 model.extractor.set_taps([model.result.tap])
         return model
@@ -109,7 +109,8 @@ class FeatureExtractor(nn.Module):
             batch_size (int): Images at a time. Does not change the result.
 
         Returns:
-            tuple[Tensor]: For each tap (B, D, h, w), one cell per ``extractor.token_stride`` pixels, rounded up.
+            tuple[Tensor]: For each timestep and, of it, each tap (B, D, h, w), one cell per ``extractor.token_stride`` pixels,
+                rounded up.
 
         Raises:
             ValueError: Bad images, or batch_size is no integer from 1 on.

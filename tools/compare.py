@@ -37,6 +37,7 @@ from mmaselect.openmm import launch, swap
 from mmaselect.openmm.checkpoints import check_writable, latest_checkpoint
 from mmaselect.openmm.configs import nodes, type_name
 from mmaselect.openmm.swap import inherit
+from mmaselect.report.run import scalars
 
 TOOLS = Path(__file__).resolve().parent
 PROGRESS = re.compile(r'(?:Iter|Epoch)\(\w+\)(?: *\[[ \d/]+\])+(?:.*?eta: [\d:]+)?|timestep sweep: +\d+%')
@@ -255,8 +256,7 @@ def call(tool, arguments, log, tick):
 
 def gpu_memory(folder):
     """The most memory that MMEngine logged in a training, in MB; 0 without a GPU."""
-    rows = [json.loads(line) for log in folder.glob('*/vis_data/scalars.json') for line in log.read_text().splitlines()]
-    return max((row['memory'] for row in rows if 'memory' in row), default=0)
+    return max((row['memory'] for log in folder.glob('*/vis_data') for row in scalars(log.parent) if 'memory' in row), default=0)
 
 
 def progress(log):

@@ -58,10 +58,10 @@ class Results:
         self.path = path
         self.found = json.loads(path.read_text()) if path.is_file() else {}
 
-    def get(self, compute, **key):
-        """(result, seconds) as ``compute`` gave it now or in an earlier call."""
+    def get(self, compute, there=lambda: True, **key):
+        """(result, seconds) as ``compute`` gave it now or, where what it wrote is still ``there``, in an earlier call."""
         name = json.dumps(key, sort_keys=True, default=str)
-        if name not in self.found:
+        if name not in self.found or not there():
             start = time.monotonic()
             value = compute()
             self.found[name] = [value, time.monotonic() - start]
@@ -158,7 +158,8 @@ def features(args, cfg, model, parts, name, timesteps, made, results):
     def write_all():
         for split, places in parts.items():
             write_features(cfg, model, split, places, folders[split], timesteps, args.batch_size, made)
-    _, seconds = results.get(write_all, config=name, key=key, what='features')
+    _, seconds = results.get(write_all, lambda: all(folder.is_dir() for folder in folders.values()),
+                             config=name, key=key, what='features')
     found = []
     for folder in folders.values():
         cache = Cache(folder, 'probe')
@@ -241,13 +242,18 @@ def measure_trained(args, config, cfg, results):
     init_default_scope(cfg.default_scope)
     method.trained = sum(p.numel() for p in MODELS.build(cfg.model).parameters() if p.requires_grad)
     size = len(dataset_of(whole_set(cfg), 'train')[0])
+    if args.test_images:
+        cfg.test_dataloader.dataset.indices = args.test_images  # the first ones, as of frozen models
+    made = hashlib.sha256(json.dumps(cfg.to_dict(), sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def compute(count, seed):
         places = count and list(sample(count, seed, size))
         options = [*args.cfg_options, f'randomness.seed={seed}', f'train_dataloader.dataset.indices={places}'.replace(' ', '')]
-        return train_and_test(config, args.work_dir / name / f'{count or "all"}_{seed}', options)
+        if args.test_images:
+            options.append(f'test_dataloader.dataset.indices={args.test_images}')
+        return train_and_test(config, args.work_dir / name / f'{count or "all"}_{seed}_{made}', options)
     wanted = {labels: seeds_of(labels, args.seeds, size) for labels in args.labels}
-    return [fill(method, wanted, results, compute, config=name, model=repr(cfg.model), schedule=repr(cfg.train_cfg))]
+    return [fill(method, wanted, results, compute, config=name, made=made)]
 
 
 def train_and_test(config, folder, options):

@@ -54,6 +54,8 @@ def from_config(path, checkpoint, timestep, taps):
         backbone.load_state_dict({key[len('backbone.'):]: value for key, value in state.items() if key.startswith('backbone.')})
     if backbone.chosen is None:
         raise ValueError(f'{path} leaves the timestep open: name one with --timestep, or a checkpoint that has one')
+    if backbone.noise_draws > 1:
+        raise ValueError(f'{path} averages features over noise_draws={backbone.noise_draws}, and an export has one draw: set 1')
     return backbone.extractor, backbone.chosen, dict(noise='none' if backbone.noise == 'none' else 'seeded', seed=backbone.seed)
 
 

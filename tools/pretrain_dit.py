@@ -32,6 +32,7 @@ from torch import distributed
 from torchvision.utils import save_image
 from tqdm import tqdm
 
+from mmaselect.extract.families.dit import set_frequencies
 from mmaselect.extract.noise import NoiseProcess
 from mmaselect.files import atomic
 
@@ -47,9 +48,7 @@ ANYWHERE = 'out', 'work_dir', 'save_minutes', 'device', 'dit_steps', 'images', '
 
 def new_dit(channels, size, args):
     """The DiT to be trained: of --init where it is given, else of the options' size and from nothing."""
-    options = dict(num_layers=args.depth, num_attention_heads=args.heads, patch_size=args.patch, in_channels=channels)
-    if args.depth:
-        options['attention_head_dim'] = args.width // args.heads
+    options = dict(patch_size=args.patch, in_channels=channels)
     if args.init:
         config = json.loads((Path(args.init) / 'transformer' / 'config.json').read_text())
         options['out_channels'] = channels  # a learned variance has no target here
@@ -59,14 +58,16 @@ def new_dit(channels, size, args):
             raise SystemExit(f'--init {args.init} does not fit: {"; ".join(wrong)}. Leave the options of size out, and they are '
                              'taken from there')
         dit = DiTTransformer2DModel.from_config(dict(config, sample_size=size))
+        set_frequencies(dit)
         try:
             dit.load_state_dict(load_file(Path(args.init) / WEIGHTS))
         except (RuntimeError, OSError, SafetensorError) as error:
             raise SystemExit(f'--init {args.init}: the weights of transformer/ do not fit its config.json, or cannot be read: '
                              f'{error}') from error
         return dit.float()
-    dit = DiTTransformer2DModel(**options, out_channels=channels, sample_size=size, norm_type='ada_norm_zero',
-                                num_embeds_ada_norm=1)
+    dit = DiTTransformer2DModel(**options, num_layers=args.depth, num_attention_heads=args.heads, num_embeds_ada_norm=1,
+                                attention_head_dim=args.width // args.heads, out_channels=channels, sample_size=size,
+                                norm_type='ada_norm_zero')
     # As in DiT's paper, section 3.2 and its code: Xavier's weights, every block starts as the identity, the output at zero.
     for layer in dit.modules():
         if isinstance(layer, torch.nn.Linear):
@@ -200,6 +201,8 @@ def claim(args, images):
     settings = {key: value for key, value in vars(args).items() if key not in ANYWHERE}
     if args.init:
         settings['init_sha256'] = hashlib.sha256((Path(args.init) / WEIGHTS).read_bytes()).hexdigest()
+    if args.contrast and WORLD > 1:  # each process contrasts its own images
+        settings['processes'] = WORLD
     settings = dict(settings, images=len(images), images_sha256=digest.hexdigest())
     path = args.work_dir / 'settings.json'
     if path.exists():
@@ -281,6 +284,10 @@ def parse():
     for name in ('dit_batch', 'vae_batch'):
         if getattr(args, name) < 1 or getattr(args, name) % WORLD:
             parser.error(f'--{name.replace("_", "-")} {getattr(args, name)} cannot be shared by the number of processes, {WORLD}')
+    if args.contrast and args.dit_batch < 2 * WORLD:
+        parser.error(f'--dit-batch {args.dit_batch}: --contrast needs two images or more in each of the {WORLD} processes')
+    if args.warmup < 1:
+        parser.error(f'--warmup {args.warmup}: one step or more')
     if args.init:
         try:
             former, scheduler = (json.loads((Path(args.init) / name).read_text())
@@ -289,7 +296,12 @@ def parse():
             parser.error(f'--init {args.init} is not a folder in DiTPipeline layout, with transformer/ and scheduler/: {error}')
         if not args.pixels and not args.vae and not (Path(args.init) / 'vae').is_dir():
             parser.error(f'--init {args.init} has no vae/: give --pixels, or a --vae')
-        args.patch = args.patch or former['patch_size']
+        for name in ('arch', 'depth', 'width', 'heads'):
+            if getattr(args, name):
+                parser.error(f'--{name} is that of --init {args.init}: leave it out')
+        if not (Path(args.init) / WEIGHTS).is_file():
+            parser.error(f'--init {args.init} has no {WEIGHTS}')
+        args.patch, former_steps = args.patch or former['patch_size'], scheduler['num_train_timesteps']
         prediction = scheduler.get('prediction_type', 'flow')
         if args.prediction not in (None, prediction):
             parser.error(f'--init {args.init} predicts {prediction}, so --prediction {args.prediction} does not fit')
@@ -301,6 +313,13 @@ def parse():
         args.patch = args.patch or (4 if args.pixels else 2)
         if args.width % args.heads:
             parser.error(f'--width {args.width} is not a multiple of --heads {args.heads}')
+    cell = args.patch * (1 if args.pixels else args.vae_stride)
+    if (args.pixels or not (args.vae or args.init)) and args.size % cell:
+        parser.error(f'--size {args.size} is not a multiple of a token, {cell} pixels')
+    steps = former_steps if args.init else 1000
+    outside = [t for t in args.probe_timesteps if not 0 <= t < steps]
+    if outside:
+        parser.error(f'--probe-timesteps {outside}: there are {steps}, from 0')
     return args
 
 
@@ -332,12 +351,15 @@ def main():
     else:
         if args.vae or args.init:
             vae = AutoencoderKL.from_pretrained(args.vae or args.init, subfolder='vae').to(args.device)
+            if args.init and (vae.config.shift_factor or vae.config.latents_mean):
+                raise SystemExit(f'--init {args.init}: the latents of its VAE have a shift (shift_factor, latents_mean), without '
+                                 'which this tool trains: leave --init out, and take the VAE by --vae')
         else:
             vae, curves['VAE'] = train_vae(images, args)
         both = images + [image[:, ::-1] for image in images] if args.flip else images
         latents = encode(vae, both, args.work_dir / 'latents.safetensors')
         scale = vae.config.scaling_factor if args.init else 1 / latents.float().std().item()
-        vae.register_to_config(scaling_factor=scale)
+        vae.register_to_config(scaling_factor=scale, shift_factor=None, latents_mean=None, latents_std=None)  # as ``read`` does
 
         def read(indices, flip, generator):
             return latents[indices + len(images) * flip].float() * scale

@@ -62,7 +62,7 @@ def fit(name, model, loss_of, steps, args, probe=None):
     ema, first = copy.deepcopy(model).requires_grad_(False).eval(), 0
     curve, best = dict(losses=[], probes=[], seconds=0.0, steps=steps), None
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, map_location='cpu', weights_only=True)  # whichever device it was on
         model.load_state_dict(state['model'])
         ema.load_state_dict(state['ema'])
         optimizer.load_state_dict(state['optimizer'])

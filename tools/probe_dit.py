@@ -24,17 +24,22 @@ from mmaselect.files import atomic
 PENALTIES = 0.01, 0.03, 0.1, 0.3, 1.0  # per image, on standardised features
 
 
+def classes_of(folder):
+    """Names of the folders in a folder, in order."""
+    return sorted(p.name for p in Path(folder).iterdir() if p.is_dir()) if Path(folder).is_dir() else []
+
+
 def read_labelled(folder, size, per_class=None, seed=0):
     """Images as uint8 (N, size, size, 3) and labels (N,) of a folder that has one folder a class, the same number of each.
 
     Raises:
         SystemExit: The folder has fewer than two such folders, or one without images.
     """
-    classes = sorted(p for p in Path(folder).iterdir() if p.is_dir()) if Path(folder).is_dir() else []
+    classes = classes_of(folder)
     if len(classes) < 2:
         raise SystemExit(f'{folder}: the probe needs a folder with one folder of images for each of two or more classes')
     images, labels, order = [], [], np.random.RandomState(seed)
-    for label, name in enumerate(classes):
+    for label, name in enumerate(Path(folder) / name for name in classes):
         files = sorted(p for p in name.rglob('*') if p.suffix.lower() in ('.png', '.jpg', '.jpeg'))
         if not files:
             raise SystemExit(f'{name} has no PNG or JPEG files')
@@ -55,10 +60,10 @@ def left_out_accuracy(features, labels, penalty=0.1):
     """
     x = (features - features.mean(0)) / (features.std(0) + 1e-6)
     kernel = x @ x.T + penalty * len(x) * torch.eye(len(x))
-    targets = F.one_hot(labels).float()
-    targets = targets - targets.mean(0)
+    classes = F.one_hot(labels).float()
+    targets = classes - classes.mean(0)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
-    predicted = targets - inverse @ targets / inverse.diagonal()[:, None]
+    predicted = classes.mean(0) + targets - inverse @ targets / inverse.diagonal()[:, None]
     return 100 * (predicted.argmax(1) == labels).float().mean().item()
 
 
@@ -72,13 +77,13 @@ def ridge_accuracy(train, train_labels, test, test_labels):
     def moments(x, y):
         mean, deviation = x.mean(0), x.std(0) + 1e-6
         x = (x - mean) / deviation
-        return mean, deviation, x.T @ x, x.T @ (y - y.mean(0))
+        return mean, deviation, y.mean(0), x.T @ x, x.T @ (y - y.mean(0))
 
     def accuracy(fit, penalty, count, x, labels):
-        mean, deviation, gram, projected = fit
+        mean, deviation, prior, gram, projected = fit
         ridge = penalty * count * torch.eye(len(gram)).to(gram)
         weights = torch.cholesky_solve(projected, torch.linalg.cholesky(gram + ridge))
-        return 100 * ((x - mean) / deviation @ weights).argmax(1).eq(labels).float().mean().item()
+        return 100 * (prior + (x - mean) / deviation @ weights).argmax(1).eq(labels).float().mean().item()
 
     fit = moments(train[~held], classes[~held])
     best = max(PENALTIES, key=lambda p: accuracy(fit, p, (~held).sum().item(), train[held], train_labels[held]))
@@ -116,8 +121,10 @@ def main():
     extractor = Extractor.from_pretrained(args.model).eval().to(args.device)
     names = [str(i) for i in range(extractor.family.depth)] if args.blocks == ['all'] else args.blocks
     groups = [tuple(int(i) for i in name.split('+')) for name in names]
-    extractor.set_taps([(block, 'hidden') for block in sorted({i for group in groups for i in group})])
     place = {block: index for index, block in enumerate(sorted({i for group in groups for i in group}))}
+    extractor.set_taps([(block, 'hidden') for block in place])
+    if classes_of(args.train) != classes_of(args.test):
+        parser.error(f'{args.train} and {args.test} have folders of other names, so that labels do not mean the same')
     (train, train_labels), (test, test_labels) = (read_labelled(folder, args.size, count, args.seed)
                                                   for folder, count in ((args.train, args.per_class), (args.test, None)))
     rows = []

@@ -97,9 +97,9 @@ def main():
             save_predictions(cfg, args.out)
         if args.show or args.show_dir:
             draw_predictions(cfg, args)
-        if args.tta:
-            augment(cfg)
         launch.prepare(cfg)
+        if args.tta:
+            augment(cfg)  # of the model as ``prepare`` leaves it
     except (OSError, ValueError, CheckpointError) as error:
         parser.error(str(error))
     metrics = launch.build_runner(cfg).test()

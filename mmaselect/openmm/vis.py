@@ -15,6 +15,7 @@ from mmengine.runner import load_checkpoint
 from tqdm import tqdm
 
 from mmaselect.extract import Extractor
+from mmaselect.extract.vae import adapter
 from mmaselect.pictures import as_picture, feature_colours, grid, noise_level
 from mmaselect.selection import SelectionPolicy
 from mmaselect.selection.candidates import candidate_grid
@@ -148,8 +149,9 @@ def vae_decoder(cfg, backbone):
         warnings.warn(f'{why}: noisy latents are shown by their first three channels', stacklevel=2)
         return lambda latent: latent[0, :3] / 3  # latents have about unit deviation
     vae.requires_grad_(False).eval().to(backbone.timestep.device)
-    shift = getattr(vae.config, 'shift_factor', None) or 0
-    return lambda latent: vae.decode((latent / vae.config.scaling_factor + shift).to(vae.dtype)).sample[0]
+    shift, factor = (torch.as_tensor(own, dtype=torch.float32, device=backbone.timestep.device).reshape(-1, 1, 1)
+                     for own in adapter(vae).statistics(vae))
+    return lambda latent: vae.decode((latent / factor + shift).to(vae.dtype)).sample[0]
 
 
 def draw_features(inputs, *, tap, timesteps=None):

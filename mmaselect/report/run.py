@@ -119,7 +119,7 @@ def _read_config(run: Run, sessions: list[Path]) -> None:
         run.notes.append(f'{run.config_file.name} is not a whole config ({error})')
 
 
-def _scalars(session: Path) -> Iterator[dict[str, float]]:
+def scalars(session: Path) -> Iterator[dict[str, float]]:
     """The lines of a session's scalars.json that are whole, as dicts of numbers. A killed run can leave half a line."""
     file = session / 'vis_data' / 'scalars.json'
     for line in file.read_text(errors='replace').splitlines() if file.is_file() else ():
@@ -140,7 +140,7 @@ def _trainings(sessions: list[Path]) -> list[Path]:
     """The sessions of the last training: it, and those that it resumed."""
     chain: list[Path] = []
     for session in reversed(sessions):
-        if any('lr' in entry for entry in _scalars(session)):
+        if any('lr' in entry for entry in scalars(session)):
             chain.insert(0, session)
             if 'resumed epoch' not in _log(session):
                 break
@@ -150,7 +150,7 @@ def _trainings(sessions: list[Path]) -> list[Path]:
 def _read_curves(run: Run, sessions: list[Path]) -> None:
     for session in _trainings(sessions):
         fresh: dict[str, dict[str, list]] = {'train': {}, 'val': {}}
-        for entry in _scalars(session):
+        for entry in scalars(session):
             kind = 'train' if 'lr' in entry else 'val'
             if 'epoch' in entry:
                 run.unit = 'epoch'

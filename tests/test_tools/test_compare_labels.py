@@ -137,10 +137,10 @@ def test_a_backbone_from_nothing_is_trained_on_the_sample_of_each_seed(data, tmp
 
     def call(tool, arguments, log, tick):
         words = [str(word) for word in arguments]
-        told.append((tool, next(word.partition('=')[2] for word in words if '.indices=' in word)))
+        told.append((tool, *(word.partition('=')[2] for word in words if '.indices=' in word)))
         if tool == 'test.py':
             folder = Path(words[words.index('--work-dir') + 1], 'now')
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True)  # another folder for each
             (folder / 'metrics.json').write_text(json.dumps({'accuracy/top1': 10.0 * len(told)}))
         return 0.0
     monkeypatch.setattr(importlib.import_module('compare'), 'call', call)
@@ -153,6 +153,11 @@ def test_a_backbone_from_nothing_is_trained_on_the_sample_of_each_seed(data, tmp
     few, whole = json.loads((tmp_path / 'compare.json').read_text())['rows']
     assert (few['values'], few['timestep'], few['labels']) == ([20.0, 40.0], None, 4)
     assert (whole['values'], whole['labels']) == ([60.0], 'all') and few['trained'] > 11e6
+    del told[:]
+    for more in ((), ('optim_wrapper.optimizer.lr=0.5',), ('optim_wrapper.optimizer.lr=0.5',)):  # the last knows the result
+        runs.run_here(TOOLS / 'compare_labels.py', config, '--labels', 4, '--seeds', 0, '--test-images', 3,
+                      '--work-dir', tmp_path, '--cfg-options', *roots, *more)
+    assert told == 2 * [(tool, '[0,1,2,3]', '3') for tool in ('train.py', 'test.py')]
 
 
 @pytest.mark.parametrize('arguments, message', [

@@ -1,6 +1,7 @@
 """Pretraining a DiT: what it writes loads, a killed run goes on as if nothing had happened, and bad input costs nothing."""
 import errno
 import json
+import re
 import sys
 
 import numpy as np
@@ -315,6 +316,22 @@ def test_masked_tokens_need_a_block_that_puts_them_out(data, tmp_path, capsys):
     with pytest.raises(SystemExit):
         runs.run_here(*small_words('none', data, tmp_path, *MASKED, '--decoder-blocks', 0))
     assert '--decoder-blocks 0: with --mask' in capsys.readouterr().err and not (tmp_path / 'none_work').exists()
+
+
+@pytest.mark.parametrize('words, said', [
+    (('--size', 18), '--size 18 is not a multiple of a token, 4 pixels'), (('--warmup', 0), '--warmup 0: one step or more'),
+    (('--probe-timesteps', 0, 1000), r'--probe-timesteps \[1000\]: there are 1000, from 0'),
+    (('--contrast', 1, '--dit-batch', 1), '--contrast needs two images or more')])
+def test_options_that_cannot_be_are_refused_before_the_work(words, said, data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        runs.run_here(*small_words('one', data, tmp_path, *SMALL, *words))
+    assert re.search(said, capsys.readouterr().err) and not (tmp_path / 'one').exists()
+
+
+def test_sizes_are_those_of_what_it_goes_on_from(pretrained, data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        runs.run_here(*small_words('one', data, tmp_path, '--init', pretrained, '--depth', 2))
+    assert '--depth is that of --init' in capsys.readouterr().err
 
 
 def test_a_stage_without_steps_has_an_empty_curve(tmp_path, monkeypatch):

@@ -49,6 +49,13 @@ def test_ridge_accuracy_finds_what_is_planted_and_nothing_in_noise(probe_dit):
     assert 20 < probe_dit.ridge_accuracy(noise[0], train[1], noise[1], torch.arange(900) % 3) < 46
 
 
+def test_where_features_say_nothing_the_larger_class_is_named(probe_dit):
+    features = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
+    labels = (torch.arange(400) % 10 == 0).long()
+    assert probe_dit.left_out_accuracy(features, labels) == pytest.approx(90, abs=1)
+    assert probe_dit.ridge_accuracy(features, labels, features, labels) == pytest.approx(90, abs=1)
+
+
 def test_the_command_writes_a_row_for_each_timestep_and_block(probe_dit, tmp_path):
     rng = np.random.default_rng(0)
     for part, count in (('train', 12), ('test', 3)):

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmaselect.files import atomic
 from mmaselect.openmm import DiTBackbone, launch
 from mmaselect.openmm.checkpoints import check_checkpoint
+from mmaselect.openmm.configs import leave_out_levels
 from mmaselect.openmm.safe_load import CheckpointError
 
 WARM_UP = 5  # forward passes
@@ -40,8 +41,7 @@ def parse_args():
 def build(cfg, checkpoint):
     """The trained model in evaluation mode, on the device that MMEngine would use."""
     init_default_scope(cfg.default_scope)
-    if cfg.get('data_preprocessor'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as Runner does
+    leave_out_levels(cfg)  # as in the training
     model = MODELS.build(cfg.model)
     load_checkpoint(model, checkpoint, map_location='cpu')
     return model.to(get_device()).eval()

@@ -50,6 +50,15 @@ def share_embedders(model):
             other.emb = first.emb
 
 
+def set_frequencies(model):
+    """Spaces the 128 frequencies of the time as the weights were trained with: Meta's code by 1 / 128 of their range, diffusers
+    by 1 / 127, also for the checkpoints that it published. Those that we converted of Meta's files say so in a key of their
+    config that diffusers keeps and ignores."""
+    for block in model.transformer_blocks:
+        time = block.norm1.emb.time_proj
+        time.downscale_freq_shift = model.config.get('_downscale_freq_shift', time.downscale_freq_shift)
+
+
 class DiT(Family, wraps='DiTTransformer2DModel'):
     """All taps of the image's tokens, which are all there are; the condition is the null class."""
     kinds = (Blocks('transformer_blocks', names('attn1')),)
@@ -58,11 +67,8 @@ class DiT(Family, wraps='DiTTransformer2DModel'):
     def __init__(self, model, null=None):
         super().__init__(model, null)
         self.pos_scale = 'interpolate'
-        # Meta's code spaces the 128 frequencies of the time by 1 / 128 of their range. diffusers does by 1 / 127, also for the
-        # checkpoints that it published. Ours of Meta's files say so in a key of their config that diffusers keeps and ignores.
+        set_frequencies(model)
         for block in model.transformer_blocks:
-            time = block.norm1.emb.time_proj
-            time.downscale_freq_shift = model.config.get('_downscale_freq_shift', time.downscale_freq_shift)
             block.norm1.emb.class_embedder.dropout_prob = 0  # the label is the null class: no need to draw which to drop
         share_embedders(model)
 
