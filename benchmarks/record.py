@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -21,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 
 def head():
     """Of a run that begins now: a commit made while it lasts is not the one that is measured."""
-    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commit = '' if shutil.which('git') is None else subprocess.run(
+        ['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return dict(command=shlex.join(['python', *sys.argv]), commit=commit, machine=machine(), cores=os.cpu_count(),
                 threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__,
                 diffusers=version('diffusers'))

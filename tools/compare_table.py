@@ -2,6 +2,7 @@
 import json
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,7 +18,9 @@ validations and the choice of the timestep."""
 
 
 def commit():
-    """The commit of this repository, '' outside of one."""
+    """The commit of this repository, '' outside of one or without git."""
+    if shutil.which('git') is None:
+        return ''
     return subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=Path(__file__).parent, capture_output=True,
                           text=True, check=False).stdout.strip()
 

@@ -68,3 +68,12 @@ def test_garments_of_a_split_without_scenes_are_not_needed(garments, tmp_path):
         (source / f'train-{kind}').symlink_to(garments / f'train-{kind}')
     found = scenes(source, tmp_path / 'out', val=0)
     assert {path.parts[1] for path in found} == {'train', 'pretrain'}
+
+
+@pytest.mark.parametrize('change, said', [(dict(seed=1), 'is of another --seed than 1'), (dict(train=3), 'asks for fewer')])
+def test_scenes_that_are_there_and_others_are_not_mixed(change, said, garments, tmp_path, capsys):
+    first = scenes(garments, tmp_path)
+    with pytest.raises(SystemExit):
+        scenes(garments, tmp_path, **change)
+    assert said in capsys.readouterr().err
+    assert all(np.array_equal(array, first[path]) for path, array in scenes(garments, tmp_path).items())

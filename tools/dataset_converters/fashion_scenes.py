@@ -19,6 +19,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
+from mmaselect.files import atomic
+
 SIZE = 64
 SPLITS = {'train': 'train', 'val': 't10k', 'pretrain': 'train'}  # split -> the part of Fashion-MNIST it draws from
 
@@ -67,17 +69,24 @@ def render(rng, garments, labels):
 
 
 def write(indices, source, out, split, seed):
-    """Writes the scenes of these indices; each file appears only when it is whole."""
+    """Writes the scenes of these indices that are not there; each file appears only when it is whole.
+
+    Raises:
+        ValueError: The first scene is there and is another.
+    """
     part = SPLITS[split]
     garments = read_image_file(source / f'{part}-images-idx3-ubyte').numpy()  # (N, 28, 28)
     labels = read_label_file(source / f'{part}-labels-idx1-ubyte').numpy()  # (N,)
     for index in indices:
+        paths = [out / kind / split / f'{index:06d}.png' for kind in ('img_dir', 'ann_dir')]
+        if index and all(path.exists() for path in paths):
+            continue
         rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
-        for kind, array in zip(('img_dir', 'ann_dir'), render(rng, garments, labels), strict=True):
-            path = out / kind / split / f'{index:06d}.png'
-            if not path.exists():
-                Image.fromarray(array).save(path.with_suffix('.part'), format='png')
-                path.with_suffix('.part').replace(path)
+        for path, array in zip(paths, render(rng, garments, labels), strict=True):
+            if path.exists() and not np.array_equal(np.asarray(Image.open(path)), array):
+                raise ValueError(f'{path} is of another --seed than {seed}, or of other garments: give another folder')
+            with atomic(path) as part:
+                Image.fromarray(array).save(part, format='png')
 
 
 def main():
@@ -94,11 +103,17 @@ def main():
         count = getattr(args, split)
         if not count:  # nor are its garments needed
             continue
+        found = len(list((args.out / 'img_dir' / split).glob('*.png')))
+        if found > count:
+            parser.error(f'{args.out} has {found} {split} scenes, and --{split} {count} asks for fewer: give another folder')
         for kind in ('img_dir', 'ann_dir'):
             (args.out / kind / split).mkdir(parents=True, exist_ok=True)
         job = partial(write, source=args.source, out=args.out, split=split, seed=args.seed)
         with ProcessPoolExecutor(args.workers) as pool:
-            list(pool.map(job, [range(k, count, args.workers) for k in range(args.workers)]))
+            try:
+                list(pool.map(job, [range(k, count, args.workers) for k in range(args.workers)]))
+            except ValueError as error:
+                parser.error(str(error))
         print(f'{count} {split} scenes in {args.out}')
 
 

@@ -40,7 +40,7 @@ def main():
         out = Path(args.out or Path(args.work_dir, 'report.html'))
         with atomic(out) as part:
             part.write_text(report.render(run, pictures=args.pictures), encoding='utf-8')
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, FloatingPointError) as error:  # a checkpoint that is broken among them
         parser.error(str(error))
     print(f'written: {out}')
 
