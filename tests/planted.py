@@ -1,4 +1,6 @@
 """A toy model with a best timestep, in a module of its own: processes that a test spawns import it by its name."""
+from unittest import mock
+
 import torch
 from diffusers import DDPMScheduler
 from torch import nn
@@ -94,11 +96,19 @@ def run(name):
     return result, sum(count for kind, count in model.calls if kind == 'forward')
 
 
+def failing_on_the_first(rank):
+    """A sweep whose control cannot be built on the first rank."""
+    build = mock.Mock(side_effect=MemoryError('full')) if rank == 0 else lambda *_: Planted()
+    with mock.patch('mmaselect.selection.sweep.randomised', build):
+        return swept(Planted(), TensorImages(colours(23), batch_size=4), candidates=TIMES, controls=('random weights',))
+
+
 def rank_of_two(rank, folder):
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/init', rank=rank, world_size=2)
     for name in RUNS:
         result, forwards = run(name)
         result.save(f'{folder}/{name}.{rank}.json')
         torch.save(forwards, f'{folder}/{name}.{rank}.pt')
+    failing_on_the_first(rank).save(f'{folder}/failing.{rank}.json')
     torch.distributed.barrier()  # else gloo of torch 2.1 may wait forever for a thread that waits for the interpreter
     torch.distributed.destroy_process_group()

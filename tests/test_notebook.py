@@ -91,6 +91,15 @@ def test_auto_can_choose_the_tap_too():
     assert len(extractor(PICTURES)) == 1
 
 
+def test_several_timesteps_that_are_chosen_are_all_read():
+    found = FeatureExtractor.from_pretrained(DEMO, images=PICTURES, size=32, taps=[(1, 'hidden')], progress=False,
+                                             selection=dict(candidates=[0, 300, 900], num_timesteps=2, controls=()))
+    assert found.timestep == found.result.timesteps and len(found.timestep) == 2
+    for t, maps in zip(found.timestep, found(PICTURES), strict=True):
+        found.timestep = t
+        torch.testing.assert_close(found(PICTURES)[0], maps)
+
+
 def test_a_saved_result_is_taken(tmp_path):
     options = dict(taps=[(5, 'key')], size=32, progress=False)
     selection = dict(candidates=[20, 500], controls=())

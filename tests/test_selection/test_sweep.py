@@ -67,8 +67,9 @@ def ranks(tmp_path_factory):
     """Results and forward passes of both ranks, by the name of the run."""
     folder = tmp_path_factory.mktemp('ranks')
     processes.two(rank_of_two, str(folder))
-    return {name: ([SelectionResult.load(folder / f'{name}.{rank}.json') for rank in (0, 1)],
-                   [torch.load(folder / f'{name}.{rank}.pt', weights_only=True) for rank in (0, 1)]) for name in RUNS}
+    results = {name: [SelectionResult.load(folder / f'{name}.{rank}.json') for rank in (0, 1)] for name in (*RUNS, 'failing')}
+    forwards = {name: [torch.load(folder / f'{name}.{rank}.pt', weights_only=True) for rank in (0, 1)] for name in RUNS}
+    return {name: (own, forwards.get(name)) for name, own in results.items()}
 
 
 @pytest.mark.parametrize('name', RUNS)
@@ -89,6 +90,11 @@ def test_what_two_ranks_find_is_right(ranks):
     assert found['grown'].num_images == 128  # of 150
     assert ranks['plain'][1] == [12 * 2 * len(TIMES), 11 * 2 * len(TIMES)]
     assert ranks['one image'][1] == [len(TIMES), 0]
+
+
+def test_a_control_that_fails_on_one_rank_fails_on_both(ranks):
+    for result in ranks['failing'][0]:
+        assert result.timestep == BEST and result.failures == {'random weights': 'MemoryError: full'}
 
 
 def test_each_view_is_encoded_once_and_candidates_share_forward_passes():
