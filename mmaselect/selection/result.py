@@ -218,9 +218,9 @@ class SelectionResult:
             ValueError: It would not; the message says what differs.
         """
         pairs = {'weights': (self.weights, weights_hash(extractor)), 'noise': (self.noise, noise), 'draws': (self.draws, draws)}
-        sigmas = extractor.process.sigma.tolist()
-        pairs['noise levels'] = [round(c.sigma, 6) for c in self.candidates], [
-            round(sigmas[c.timestep], 6) if c.timestep < len(sigmas) else None for c in self.candidates]
+        sigmas = dict(enumerate(extractor.process.sigma.tolist()))
+        pairs.update({f'noise level at t={c.timestep}': (round(c.sigma, 6), round(sigmas.get(c.timestep, math.nan), 6))
+                      for c in self.candidates})
         if self.pos_scale is not None:
             pairs['pos_scale'] = self.pos_scale, getattr(extractor.family, 'pos_scale', None)
         if noise == 'seeded':

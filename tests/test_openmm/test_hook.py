@@ -340,7 +340,7 @@ def another_schedule(found):
 
 @pytest.mark.parametrize('change, what', [
     (lambda found: found['score'].pop('cells'), 'options of the score'),  # files from before it was there had its former value
-    (another_schedule, 'noise levels')])
+    (another_schedule, 'noise level at t=150')])
 def test_a_result_of_a_score_or_schedule_that_has_changed_is_refused(change, what, trained, data, tmp_path, events):
     found = json.loads((trained.folder / 'timestep_selection.json').read_text())
     change(found)
