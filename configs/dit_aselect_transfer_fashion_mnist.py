@@ -1,5 +1,5 @@
-# The DiT that learned from photographs, frozen, on garments: Fashion-MNIST, 2,000 labelled images enlarged to 48x48 pixels, and one
-# block in the middle.
+# The DiT that learned from photographs, frozen, on garments: Fashion-MNIST, 2,000 labelled images enlarged to 48x48 pixels, and
+# one block in the middle.
 _base_ = 'dit_aselect_fashion_mnist.py'
 width, grid = 256, 12  # each of its 12x12 tokens by itself: garments lie all alike
 model = dict(

@@ -90,6 +90,15 @@ def add_forgotten_hook(cfg: Config):
         log('the model has an AutoTimestepNeck: custom_hooks gets the mmaselect.AutoTimestepHook that the config lacks')
 
 
+def levels_of(head: Mapping) -> list[int]:
+    """The level that each of a head's inputs is read from: those of ``in_index``, the last where it names none."""
+    index = head.get('in_index', range(len(head['in_channels'])) if several(head.get('in_channels')) else -1)
+    index = [index] if isinstance(index, int) else list(index)
+    if type_name(head) == 'EncHead' and not head.get('add_lateral'):
+        return index[-1:] * len(index)  # it names several and reads the last
+    return index
+
+
 def read_levels(model: Mapping) -> list[int] | None:
     """Indices of the levels of an AutoTimestepNeck's pyramid that the heads of a segmentor's config read.
 
@@ -110,11 +119,7 @@ def read_levels(model: Mapping) -> list[int] | None:
     for place, head in readers(model):
         if 'in_index' not in head and not isinstance(head.get('in_channels'), int):
             return None  # a head that takes all levels, as mask classifiers do
-        index = head.get('in_index', -1)  # mmseg's default
-        index = list(index) if several(index) else [index]
-        if type_name(head) == 'EncHead' and not head.get('add_lateral'):
-            index = index[-1:]  # it names several and reads the last
-        for level in index + ([0] if head.get('c1_in_channels') else []):
+        for level in levels_of(head) + ([0] if head.get('c1_in_channels') else []):
             if not -len(scales) <= level < len(scales) or level % len(scales) not in built:
                 raise ValueError(f'{place} {type_name(head)} reads level {level} (in_index), and the neck builds {list(built)} '
                                  f'of {len(scales)}: set in_index of the head, or levels and scales of AutoTimestepNeck')

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ..configs import heads, readers, several, type_name
+from ..configs import heads, levels_of, readers, several, type_name
 from .base import Reader, Swap
 from .outline import SwapError, importable, outline, without_weights
 
@@ -48,10 +48,7 @@ class Segmentor(Swap):
             raise SwapError(f'neck {type_name(stock)} has no list of in_channels, so its levels are not known')
         indices = {}
         for place, head in readers(self.model):
-            index = head.get('in_index', range(len(head['in_channels'])) if several(head.get('in_channels')) else -1)
-            indices[place] = [index] if isinstance(index, int) else list(index)
-            if type_name(head) == 'EncHead' and not head.get('add_lateral'):
-                indices[place] = indices[place][-1:] * len(indices[place])  # it names all and reads the last
+            indices[place] = levels_of(head)
             for one in indices[place]:
                 if not -len(after) <= one < len(after):
                     raise SwapError(f'{place} {type_name(head)} reads level {one}, and {self.old} gives {len(after)} levels, '
