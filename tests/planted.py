@@ -31,6 +31,7 @@ class Planted(nn.Module):
         self.taps = tuple((block, 'hidden') for block in range(len(peaks)))
         self.peaks, self.calls = peaks, []
         self.family = nn.Module()  # without weights
+        self.family.pos_scale = None
 
     draw = staticmethod(draw)
 

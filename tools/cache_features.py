@@ -27,7 +27,7 @@ def main():
         runner = options.runner_of(args)
         with autocast(enabled=args.amp):
             AutoTimestepHook().select(runner)
-            cache_features(runner, args.out, args.split, batch_size=args.batch_size, precision='amp' if args.amp else None)
+            cache_features(runner, args.out, args.split, batch_size=args.batch_size, amp=args.amp)
     except (OSError, ValueError, CheckpointError) as error:
         parser.error(str(error))
     runner.logger.info(f'features written to {args.out}')

@@ -222,7 +222,7 @@ class SelectionResult:
         pairs.update({f'noise level at t={c.timestep}': (round(c.sigma, 6), round(sigmas.get(c.timestep, math.nan), 6))
                       for c in self.candidates})
         if self.pos_scale is not None:
-            pairs['pos_scale'] = self.pos_scale, getattr(extractor.family, 'pos_scale', None)
+            pairs['pos_scale'] = self.pos_scale, extractor.family.pos_scale
         if noise == 'seeded':
             pairs['noise seed'] = self.noise_seed, noise_seed
         if policy is not None:

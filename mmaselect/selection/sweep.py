@@ -95,7 +95,7 @@ def sweep(extractor: Extractor, images: TensorImages | Any, policy: SelectionPol
         steps=len(extractor.process), score=score.describe(), policy=policy.record(), num_images=found.num_images, noise=noise,
         noise_seed=noise_seed, draws=draws, forwards=forwards, seconds=time.perf_counter() - start, interval=found.interval,
         probability=found.probability, controls=controls, failures=failures, weights=weights_hash(extractor),
-        pos_scale=getattr(extractor.family, 'pos_scale', None),
+        pos_scale=extractor.family.pos_scale,
         versions=dict(mmaselect=__version__, torch=torch.__version__, diffusers=diffusers.__version__))
 
 
@@ -150,12 +150,13 @@ def _measured(measurement: Measurement, images: TensorImages, count: int, ts: li
         except FewLabelsError as error:  # the first images of a sample may be of one class
             too_few = error
             continue
+        too_few = None
         found = choose(measurement, policy, before=found)
         if grow and found.stability >= STABLE:
             break
         if halving:
             kept = list(found.promising)
-    if found is None:
+    if too_few is not None:
         raise too_few
     while budget < math.inf:
         affordable = (budget - sum(gather(measurement.forwards))) // (start * measurement.per_image)

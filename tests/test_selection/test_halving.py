@@ -59,12 +59,25 @@ def test_several_timesteps_are_chosen_among_all():
     assert {c.num_images for c in result.candidates} == {64}
 
 
+class Unnamed(TensorImages):
+    """Images of a set that does not name its classes."""
+    num_classes = None
+
+
+def test_labels_that_are_too_few_in_the_end_are_refused():
+    """Where the first stages had enough of each class, too."""
+    labels = torch.cat([torch.arange(32) % 2, torch.arange(2, 34)])
+    for search in ('grid', 'halving'):
+        with pytest.raises(ValueError, match='64 images of 34 classes are too few'):
+            swept(Planted(), Unnamed(colours(64), labels), candidates=TIMES, search=search, score='ridge')
+
+
 @pytest.mark.parametrize('pixel', [True, False])
 def test_labels_that_come_late(pixel):
     """The first images of a sample may be of one class, or too few of each, where the whole is well."""
     labels = torch.arange(64) >= 40 if pixel else torch.arange(64) % 16
     labels = labels.long()[:, None, None].expand(-1, 12, 20) if pixel else labels
-    grid, halving = (swept(Planted(), TensorImages(colours(64), labels), candidates=TIMES, search=search, score='ridge')
+    grid, halving = (swept(Planted(), Unnamed(colours(64), labels), candidates=TIMES, search=search, score='ridge')
                      for search in ('grid', 'halving'))
     assert halving.timestep == grid.timestep
     with pytest.raises(ValueError, match='images of at least two classes'):

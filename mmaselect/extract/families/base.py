@@ -41,6 +41,7 @@ class Family(nn.Module):
     known: dict[str, type['Family']] = {}
     kinds: tuple[reader.Blocks, ...] = (reader.Blocks('transformer_blocks'),)
     pos_scales: tuple[str, ...] = ()
+    pos_scale: str | None = None
     needs = '2.1'  # the oldest PyTorch that runs diffusers' model
     null_tokens = 0
     probed: dict[int, tuple[int, ...]] = {}  # of a model of so many blocks: those that papers found best

@@ -78,7 +78,7 @@ def _shapes(model, split, size, sample):
     return (*original, *tuple(sample.get('img_shape', size))[:2])
 
 
-def cache_features(runner, folder, splits, *, batch_size=32, precision=None):
+def cache_features(runner, folder, splits, *, batch_size=32, amp=False):
     """Writes mean and deviation of the DiT's maps in each part of the neck's grid, which is what a linear probe needs, one folder
     per split.
 
@@ -87,7 +87,7 @@ def cache_features(runner, folder, splits, *, batch_size=32, precision=None):
         folder (str | Path): The splits' folders go there.
         splits (Sequence[str]): Some of SPLITS.
         batch_size (int): Images per pass of the DiT.
-        precision (str | None): What the caller has the DiT autocast to, which is noted.
+        amp (bool): Whether the caller autocasts, which is noted.
 
     Raises:
         ValueError: A head could not be trained from these as through the model; the message says why.
@@ -103,8 +103,7 @@ def cache_features(runner, folder, splits, *, batch_size=32, precision=None):
     extractor, (rows, columns) = backbone.extractor, neck.grid
     about = dict(weights=weights_hash(extractor), vae=extractor.encoder.fingerprint(), timesteps=list(backbone.timesteps),
                  tap=backbone.tap.tolist(), taps=[list(tap) for tap in extractor.taps], noise=backbone.noise, seed=backbone.seed,
-                 noise_draws=backbone.noise_draws, grid=[rows, columns], pos_scale=getattr(extractor.family, 'pos_scale', None),
-                 autocast=precision)
+                 noise_draws=backbone.noise_draws, grid=[rows, columns], pos_scale=extractor.family.pos_scale, amp=amp)
 
     def items(source):
         @torch.no_grad()
