@@ -7,14 +7,13 @@ import json
 import os
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from mmaselect.environment import commit
 from mmaselect.files import atomic
 
 ROOT = Path(__file__).parents[1]
@@ -22,9 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 def head():
     """Of a run that begins now: a commit made while it lasts is not the one that is measured."""
-    commit = '' if shutil.which('git') is None else subprocess.run(
-        ['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return dict(command=shlex.join(['python', *sys.argv]), commit=commit, machine=machine(), cores=os.cpu_count(),
+    return dict(command=shlex.join(['python', *sys.argv]), commit=commit(), machine=machine(), cores=os.cpu_count(),
                 threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__,
                 diffusers=version('diffusers'))
 

@@ -2,8 +2,11 @@
 import contextlib
 import importlib
 import platform
+import shutil
+import subprocess
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +19,14 @@ STACKS = {'onedl': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'one
 MODULES = ('mmengine', 'mmcv', 'mmseg', 'mmpretrain')
 OTHERS = ('mmaselect', 'torch', 'torchvision', 'diffusers', 'huggingface-hub', 'safetensors', 'numpy', 'opencv-python',
           'opencv-python-headless', 'ftfy', 'regex')
+
+
+def commit() -> str:
+    """The commit of the checkout that this package lies in; '' outside of one, or without git."""
+    if shutil.which('git') is None:
+        return ''
+    return subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=Path(__file__).parent, capture_output=True, text=True,
+                          check=False).stdout.strip()
 
 
 def check_env() -> dict[str, Any]:

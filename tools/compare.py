@@ -81,8 +81,7 @@ class Run:
         Raises:
             ValueError: It comes from another config, so that it says nothing about this one.
         """
-        settings = {key: value for key, value in self.cfg.to_dict().items() if key not in ('work_dir', 'launcher')}
-        self.record = dict(settings=hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest())
+        self.record = dict(settings=settings_hash(self.cfg))
         path = self.folder / 'run.json'
         if path.is_file():
             found = json.loads(path.read_text())
@@ -122,6 +121,12 @@ def differences(one, other):
              if path.startswith(SHARED) and not OWN & set(path.split('.'))} for cfg in (one, other)]
     paths = dict.fromkeys([*both[0], *both[1]])
     return [(path, both[0].get(path), both[1].get(path)) for path in paths if both[0].get(path) != both[1].get(path)]
+
+
+def settings_hash(cfg):
+    """By which a config is known again, wherever it is run."""
+    settings = {key: value for key, value in cfg.to_dict().items() if key not in ('work_dir', 'launcher')}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def data_of(cfg):

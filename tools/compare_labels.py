@@ -25,7 +25,7 @@ import compare_heads
 import compare_table
 import numpy as np
 import torch
-from compare import RunError, call, data_of, load_config, progress
+from compare import RunError, call, data_of, load_config, progress, settings_hash
 from mmengine.registry import MODELS, init_default_scope
 from tqdm import tqdm
 
@@ -242,15 +242,14 @@ def measure_trained(args, config, cfg, results):
     init_default_scope(cfg.default_scope)
     method.trained = sum(p.numel() for p in MODELS.build(cfg.model).parameters() if p.requires_grad)
     size = len(dataset_of(whole_set(cfg), 'train')[0])
-    if args.test_images:
-        cfg.test_dataloader.dataset.indices = args.test_images  # the first ones, as of frozen models
-    made = hashlib.sha256(json.dumps(cfg.to_dict(), sort_keys=True, default=str).encode()).hexdigest()[:12]
+    # Tested on the first images, as frozen models are.
+    shown = [f'test_dataloader.dataset.indices={args.test_images}'] if args.test_images else []
+    made = settings_hash(load_config(config, [*args.cfg_options, *shown]))[:12]
 
     def compute(count, seed):
         places = count and list(sample(count, seed, size))
-        options = [*args.cfg_options, f'randomness.seed={seed}', f'train_dataloader.dataset.indices={places}'.replace(' ', '')]
-        if args.test_images:
-            options.append(f'test_dataloader.dataset.indices={args.test_images}')
+        options = [*args.cfg_options, f'randomness.seed={seed}',
+                   f'train_dataloader.dataset.indices={places}'.replace(' ', ''), *shown]
         return train_and_test(config, args.work_dir / name / f'{count or "all"}_{seed}_{made}', options)
     wanted = {labels: seeds_of(labels, args.seeds, size) for labels in args.labels}
     return [fill(method, wanted, results, compute, config=name, made=made)]

@@ -2,27 +2,18 @@
 import json
 import os
 import shlex
-import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from mmaselect.environment import commit
 from mmaselect.files import atomic
 
 NOTE = """Result: mean ± standard deviation over the seeds. FLOPs: multiply-adds of predicting one test image; ms per image: the
 median time of that. Memory: the most that training took, on the GPU or, without one, of the process. Training: with its
 validations and the choice of the timestep."""
-
-
-def commit():
-    """The commit of this repository, '' outside of one or without git."""
-    if shutil.which('git') is None:
-        return ''
-    return subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=Path(__file__).parent, capture_output=True,
-                          text=True, check=False).stdout.strip()
 
 
 def moments(values):

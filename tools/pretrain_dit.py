@@ -39,7 +39,8 @@ from mmaselect.files import atomic
 ARCHS = {name: dict(depth=depth, width=width, heads=heads) for name, depth, width, heads in (
     ('demo', 8, 128, 4), ('DiT-Ti', 12, 192, 3), ('DiT-S', 12, 384, 6), ('DiT-B', 12, 768, 12), ('DiT-L', 24, 1024, 16),
     ('DiT-XL', 28, 1152, 16))}
-DDPM = dict(num_train_timesteps=1000, beta_schedule='linear', beta_start=1e-4, beta_end=0.02, clip_sample=False)
+TIMESTEPS = 1000  # of a model that is trained from nothing
+DDPM = dict(num_train_timesteps=TIMESTEPS, beta_schedule='linear', beta_start=1e-4, beta_end=0.02, clip_sample=False)
 WEIGHTS = Path('transformer', 'diffusion_pytorch_model.safetensors')
 EMBEDDING, TEMPERATURE = 128, 0.2  # of --contrast
 # What may change when a run goes on.
@@ -301,13 +302,13 @@ def parse():
                 parser.error(f'--{name} is that of --init {args.init}: leave it out')
         if not (Path(args.init) / WEIGHTS).is_file():
             parser.error(f'--init {args.init} has no {WEIGHTS}')
-        args.patch, former_steps = args.patch or former['patch_size'], scheduler['num_train_timesteps']
+        args.patch, timesteps = args.patch or former['patch_size'], scheduler['num_train_timesteps']
         prediction = scheduler.get('prediction_type', 'flow')
         if args.prediction not in (None, prediction):
             parser.error(f'--init {args.init} predicts {prediction}, so --prediction {args.prediction} does not fit')
         args.prediction = prediction
     else:
-        args.prediction = args.prediction or 'epsilon'
+        args.prediction, timesteps = args.prediction or 'epsilon', TIMESTEPS
         arch = ARCHS[args.arch or 'demo']
         args.depth, args.width, args.heads = (getattr(args, key) or arch[key] for key in ('depth', 'width', 'heads'))
         args.patch = args.patch or (4 if args.pixels else 2)
@@ -316,10 +317,9 @@ def parse():
     cell = args.patch * (1 if args.pixels else args.vae_stride)
     if (args.pixels or not (args.vae or args.init)) and args.size % cell:
         parser.error(f'--size {args.size} is not a multiple of a token, {cell} pixels')
-    steps = former_steps if args.init else 1000
-    outside = [t for t in args.probe_timesteps if not 0 <= t < steps]
+    outside = [t for t in args.probe_timesteps if not 0 <= t < timesteps]
     if outside:
-        parser.error(f'--probe-timesteps {outside}: there are {steps}, from 0')
+        parser.error(f'--probe-timesteps {outside}: there are {timesteps}, from 0')
     return args
 
 
@@ -339,7 +339,7 @@ def main():
         kind = FlowMatchEulerDiscreteScheduler if args.prediction == 'flow' else DDIMScheduler
         scheduler = kind.from_pretrained(args.init, subfolder='scheduler')
     elif args.prediction == 'flow':
-        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
+        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMESTEPS)
     else:
         scheduler = DDIMScheduler(**DDPM, prediction_type=args.prediction)
     vae, curves, labelled = None, {}, None

@@ -21,8 +21,13 @@ def nodes(tree: Any) -> Iterator[dict]:
 
 
 def type_name(node: Mapping) -> str:
-    """The name of a node's class, without scope or module; '' where it has none."""
-    kind = node.get('type') or ''
+    """The name of a node's class, as ``class_name``."""
+    return class_name(node.get('type'))
+
+
+def class_name(kind: Any) -> str:
+    """The name of what a config names or holds as a type, without scope or module; '' of None."""
+    kind = kind or ''
     return (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]
 
 

@@ -3,6 +3,12 @@ import torch
 from torch import nn
 
 
+def check_heads(channels, heads):
+    """Raises ValueError where an attention's heads do not divide its channels."""
+    if channels % heads:
+        raise ValueError(f'num_heads={heads} does not divide the {channels} channels')
+
+
 class Concat(nn.Module):
     """Side by side, as DDPM-seg does (Baranchuk et al. 2022, arXiv:2112.03126): S maps (B, D, h, w) -> (B, S D, h, w)."""
 
@@ -42,8 +48,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels, sources, heads):
         super().__init__()
-        if channels % heads:
-            raise ValueError(f'num_heads={heads} does not divide the {channels} channels')
+        check_heads(channels, heads)
         self.source = nn.Parameter(torch.zeros(sources, channels))
         self.query = nn.Parameter(torch.zeros(heads, channels // heads))
         for parameter in (self.source, self.query):

@@ -8,7 +8,7 @@ from torch import nn
 from mmaselect.registry import MODELS
 from mmaselect.selection import SelectionPolicy
 
-from .fusion import FUSIONS, fuse
+from .fusion import FUSIONS, check_heads, fuse
 from .norms import normalise, per_tap
 
 SCALES = (4, 2, 1, 0.5)
@@ -22,8 +22,7 @@ class AttentionPool(nn.Module):
 
     def __init__(self, channels, heads=8):
         super().__init__()
-        if channels % heads:
-            raise ValueError(f'num_heads={heads} does not divide the {channels} channels')
+        check_heads(channels, heads)
         self.token = nn.Parameter(torch.zeros(1, 1, channels))
         nn.init.trunc_normal_(self.token, std=0.02)
         self.norm = nn.LayerNorm(channels)

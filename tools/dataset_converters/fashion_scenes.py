@@ -72,7 +72,7 @@ def write(indices, source, out, split, seed):
     """Writes the scenes of these indices that are not there; each file appears only when it is whole.
 
     Raises:
-        ValueError: The first scene is there and is another.
+        ValueError: A scene that is there in part, or the first one, is another.
     """
     part = SPLITS[split]
     garments = read_image_file(source / f'{part}-images-idx3-ubyte').numpy()  # (N, 28, 28)
@@ -83,10 +83,11 @@ def write(indices, source, out, split, seed):
             continue
         rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
         for path, array in zip(paths, render(rng, garments, labels), strict=True):
-            if path.exists() and not np.array_equal(np.asarray(Image.open(path)), array):
+            if not path.exists():
+                with atomic(path) as part:
+                    Image.fromarray(array).save(part, format='png')
+            elif not np.array_equal(np.asarray(Image.open(path)), array):
                 raise ValueError(f'{path} is of another --seed than {seed}, or of other garments: give another folder')
-            with atomic(path) as part:
-                Image.fromarray(array).save(part, format='png')
 
 
 def main():

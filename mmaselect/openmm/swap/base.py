@@ -7,7 +7,7 @@ import torch
 
 from mmaselect.extract.sizes import Sizes
 
-from ..configs import heads, image_size, nodes, type_name
+from ..configs import class_name, heads, image_size, nodes, type_name
 from .outline import SwapError, built
 
 LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor',
@@ -114,7 +114,7 @@ class Swap:
         if not settings:
             return
         rate = settings.get('layer_decay_rate', settings.get('decay_rate'))
-        if type_name(dict(type=wrapper.get('constructor'))) in LAYER_DECAY and rate:
+        if class_name(wrapper.get('constructor')) in LAYER_DECAY and rate:
             wrapper.update(constructor='mmaselect.LayerDecayOptimWrapperConstructor', paramwise_cfg=dict(layer_decay_rate=rate))
             return
         keys = settings.get('custom_keys') or {}
